@@ -1,0 +1,1 @@
+"""The loremesh client program."""

@@ -1,0 +1,135 @@
+"""The whole exception tree on one screen, and every fault by name.
+
+`ProtocolError`: a peer broke a rule; it costs that peer. `ServiceError`: the world failed; try again later.
+`UsageError`: the person at the keyboard can mend it. A bug of ours is none of these; it stops the node.
+"""
+
+from enum import StrEnum, unique
+
+from loremesh.primitives import Hash
+
+
+@unique
+class Fault(StrEnum):
+    """Everything a block, a message or a peer can do wrong. The value is what logs, events and vectors show."""
+
+    # encodings
+    TRUNCATED = "truncated"
+    TRAILING_BYTES = "trailing bytes"
+    NOT_CANONICAL = "not canonical"
+    TOO_LARGE = "too large"
+    TOO_DEEP = "too deep"
+    WRONG_SHAPE = "wrong shape"
+    OUT_OF_RANGE = "out of range"
+    NOT_NFC = "text not in NFC"
+    UNKNOWN_VERSION = "unknown version"
+    UNKNOWN_TYPE = "unknown type"
+    # identities and signatures
+    BAD_KEY = "bad key"
+    BAD_SIGNATURE = "bad signature"
+    WRONG_SENDER = "wrong sender"
+    # blocks
+    WRONG_STORY = "wrong story"
+    WRONG_HEIGHT = "wrong height"
+    TOO_EARLY = "before the minimum spacing"
+    WRONG_TARGET = "wrong target"
+    WORK_NOT_MET = "work not met"
+    TRACKER_TOO_SOON = "tracker produced too soon"
+    EQUIVOCATION = "more than two headers on one parent"
+    PARENT_REFUSED = "parent was refused"
+    WRONG_CONTENT_ROOT = "content does not match its root"
+    WRONG_TRANSACTION_ROOT = "transactions do not match their root"
+    WRONG_STATE_ROOT = "state does not match its root"
+    TOO_MANY_TRANSACTIONS = "too many transactions"
+    # content
+    UNKNOWN_CONTENT = "unknown kind of content"
+    EMPTY_TEXT = "no words"
+    TOO_MANY_WORDS = "too many words"
+    NOT_ONE_PARAGRAPH = "not exactly one paragraph"
+    FORBIDDEN_CHARACTER = "forbidden character"
+    WRONG_AUTHOR = "author is not the producer"
+    WRONG_OUTPUT = "output digest does not match the text"
+    UNKNOWN_SUGGESTION = "suggestion is not open"
+    # transactions
+    WRONG_NONCE = "wrong nonce"
+    DUPLICATE = "duplicate"
+    QUOTA = "quota exceeded"
+    # conversations
+    FRAME_TOO_LONG = "frame too long"
+    UNFINISHED = "message not finished"
+    UNEXPECTED = "unexpected message"
+    TOO_SLOW = "deadline passed"
+    NOT_AS_ASKED = "answer does not match the request"
+
+
+class LoremeshError(Exception):
+    """Every error this library raises on purpose."""
+
+
+class ProtocolError(LoremeshError):
+    """A peer broke a rule. `fault` is for programs: vectors, metrics, peer scores."""
+
+    def __init__(self, fault: Fault, detail: str = "") -> None:
+        super().__init__(f"{fault}: {detail}" if detail else str(fault))
+        self.fault = fault
+        self.detail = detail
+
+
+class InvalidMessage(ProtocolError):
+    """Bytes that are not the message they claim to be."""
+
+
+class InvalidTransaction(ProtocolError):
+    """A transaction that its sender may not send, or not now."""
+
+
+class InvalidBlock(ProtocolError):
+    """A block that can never become valid, whatever arrives later."""
+
+    def __init__(self, fault: Fault, block_hash: Hash, detail: str = "") -> None:
+        super().__init__(fault, f"block {block_hash.hex()[:8]}" + (f", {detail}" if detail else ""))
+        self.block_hash = block_hash
+
+
+class ServiceError(LoremeshError):
+    """The world failed: try again later, or elsewhere."""
+
+
+class Unreachable(ServiceError):
+    """No connection could be made, or it broke."""
+
+
+class ConnectionRefused(Unreachable):
+    """Nobody listens there: the peer is gone, not slow."""
+
+
+class UnsupportedProtocol(Unreachable):
+    """The peer is there but does not speak this protocol."""
+
+
+class DeadlinePassed(ServiceError):
+    """Nothing came in the time we were ready to wait."""
+
+
+class BackendError(ServiceError):
+    """What answers prompts did not answer this one."""
+
+
+class StorageError(ServiceError):
+    """The disk did not keep, or did not give back, what it was asked to."""
+
+
+class UsageError(LoremeshError):
+    """Wrong usage or configuration; the message says what would succeed. Exit code 2."""
+
+
+class InvalidKey(UsageError):
+    """Bytes or text that are not a secp256k1 private key."""
+
+
+class InvalidGenesis(UsageError):
+    """A genesis file that describes no story."""
+
+
+class MachineError(LoremeshError):
+    """This machine refuses: port taken, data directory in use, disk full. Exit code 6."""

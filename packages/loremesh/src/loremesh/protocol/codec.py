@@ -1,0 +1,282 @@
+"""Canonical MessagePack: one value has one encoding, and nothing else decodes.
+
+A type is a frozen dataclass marked with `schema`; it travels as a fixed-order array whose first element is the schema
+version. There are no maps, floats, nils, booleans or extension types, so nothing is left to argue about. Each field
+says its shape with one of the marks below; the marks are all there is: this module's table turns arrays into
+dataclasses and back, and is the only door to `msgpack`.
+
+Limits hold before anything is allocated: the input's length against the type's limit, and every array, string and
+byte-string header against what the type could hold at most.
+
+Source: docs/protocol/encoding.md; the MessagePack specification for the byte formats.
+"""
+
+import dataclasses
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar, cast, dataclass_transform, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from loremesh.errors import Fault, InvalidMessage
+from loremesh.primitives import (
+    HASH_BYTES,
+    PEER_ID_BYTES,
+    SIGNATURE_BYTES,
+    Hash,
+    Height,
+    Millis,
+    PeerId,
+    Signature,
+    Target,
+)
+
+T = TypeVar("T")
+Check = Callable[[Any], Any]
+
+U64_MAX: Final = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """An unsigned integer between `low` and `high`, both included."""
+
+    low: int = 0
+    high: int = U64_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """A byte string of `low` to `high` bytes; exactly `low` without `high`."""
+
+    low: int
+    high: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string in NFC of at most `limit` bytes of UTF-8."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uint256:
+    """An integer up to 2^256 - 1, as 32 bytes, big-endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A tuple of at most `limit` elements; `Many(1)` is how an optional value travels."""
+
+    limit: int
+
+
+HashField = Annotated[Hash, Bytes(HASH_BYTES)]
+PeerIdField = Annotated[PeerId, Bytes(PEER_ID_BYTES)]
+SignatureField = Annotated[Signature, Bytes(SIGNATURE_BYTES)]
+HeightField = Annotated[Height, Int()]
+MillisField = Annotated[Millis, Int()]
+TargetField = Annotated[Target, Uint256()]
+U64 = Annotated[int, Int()]
+
+
+@dataclass(slots=True)
+class _Schema:
+    """What the table knows about one type."""
+
+    version: int
+    limit: int
+    to_array: Callable[[Any], list[Any]]
+    from_array: Callable[[Any], Any]
+    longest_array: int
+
+
+_schemas: dict[type, _Schema] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def schema(*, version: int, limit: int) -> Callable[[type[T]], type[T]]:
+    """Mark a frozen, slotted dataclass as encodable.
+
+    Args:
+        version: First element of the array; any other version is refused.
+        limit: Most bytes an encoded value may have.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        _schemas[cls] = _build(cls, version, limit)
+        return cls
+
+    return register
+
+
+def encode(value: object) -> bytes:
+    """Give the one encoding of `value`, whose type is marked with `schema`.
+
+    Raises:
+        InvalidMessage: TOO_LARGE, the value is beyond its type's limit.
+    """
+    known = _schemas[type(value)]
+    data = _pack(known.to_array(value))
+    if len(data) > known.limit:
+        raise InvalidMessage(Fault.TOO_LARGE, f"{type(value).__name__} of {len(data)} bytes, limit {known.limit}")
+    return data
+
+
+def decode(cls: type[T], data: bytes) -> T:
+    """Read one value of type `cls` out of exactly `data`.
+
+    Raises:
+        InvalidMessage: Whatever `encode` could not have produced, with the fault that says why.
+    """
+    known = _schemas[cls]
+    if len(data) > known.limit:
+        raise InvalidMessage(Fault.TOO_LARGE, f"{cls.__name__} of {len(data)} bytes, limit {known.limit}")
+    array = _unpack(data, known)
+    value = known.from_array(array)
+    if _pack(array) != data:
+        raise InvalidMessage(Fault.NOT_CANONICAL, f"{cls.__name__} has a shorter encoding")
+    return cast(T, value)
+
+
+def limit_of(cls: type) -> int:
+    """Tell the most bytes an encoded value of type `cls` may have."""
+    return _schemas[cls].limit
+
+
+def _pack(array: list[Any]) -> bytes:
+    return cast(bytes, msgpack.packb(array))
+
+
+def _unpack(data: bytes, known: _Schema) -> Any:  # noqa: ANN401 - checked by from_array
+    try:
+        return msgpack.unpackb(data, max_array_len=known.longest_array, max_map_len=0, max_ext_len=0)
+    except msgpack.ExtraData as error:
+        raise InvalidMessage(Fault.TRAILING_BYTES) from error
+    except msgpack.StackError as error:
+        raise InvalidMessage(Fault.TOO_DEEP) from error
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(Fault.WRONG_SHAPE, "text is not UTF-8") from error
+    except (ValueError, msgpack.UnpackException) as error:
+        incomplete = "incomplete" in str(error)
+        raise InvalidMessage(Fault.TRUNCATED if incomplete else Fault.WRONG_SHAPE, str(error)) from error
+
+
+def _build(cls: type, version: int, limit: int) -> _Schema:
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cast(Any, cls))]
+    shapes = [_shape(f"{cls.__name__}.{name}", hints[name]) for name in names]
+    size = len(names) + 1
+    setters = [(getattr(cls, name).__set__, shape.read) for name, shape in zip(names, shapes, strict=True)]
+    getters = [(getattr(cls, name).__get__, shape.write) for name, shape in zip(names, shapes, strict=True)]
+    new = cls.__new__
+
+    def from_array(array: Any) -> Any:  # noqa: ANN401 - this is the check
+        if type(array) is not list or not array:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} is not an array")
+        if array[0] != version or type(array[0]) is not int:
+            raise InvalidMessage(Fault.UNKNOWN_VERSION, f"{cls.__name__} version {array[0]!r:.20}")
+        if len(array) != size:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} of {len(array) - 1} fields, not {size - 1}")
+        value = new(cls)
+        items = iter(array)
+        next(items)
+        # The slots are set directly: a frozen dataclass's own constructor costs three times as much.
+        for (put, read), item in zip(setters, items, strict=True):
+            put(value, read(item))
+        return value
+
+    def to_array(value: Any) -> list[Any]:  # noqa: ANN401 - any marked type
+        array: list[Any] = [version]
+        for get, write in getters:
+            item = get(value)
+            array.append(item if write is None else write(item))
+        return array
+
+    longest = max([size, *(shape.longest_array for shape in shapes)])
+    return _Schema(version, limit, to_array, from_array, longest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How one field is read (checked) and written; `write` None: as it is."""
+
+    read: Check
+    write: Check | None
+    longest_array: int = 0
+
+
+def _shape(where: str, hint: Any) -> _Shape:  # noqa: ANN401 - annotations are of any type
+    if hint in _schemas:
+        nested = _schemas[hint]
+        return _Shape(nested.from_array, nested.to_array, nested.longest_array)
+    base, mark = get_args(hint)
+    match mark:
+        case Int(low, high):
+            return _Shape(_read_int(where, low, high), None)
+        case Bytes(low, high):
+            return _Shape(_read_bytes(where, low, low if high is None else high), None)
+        case Text(limit):
+            return _Shape(_read_text(where, limit), None)
+        case Uint256():
+            return _Shape(_read_uint256(where), lambda value: value.to_bytes(32, "big"))
+        case Many(limit) if get_origin(base) is tuple:
+            item = _shape(where, get_args(base)[0])
+            return _many(where, limit, item)
+    raise TypeError(f"{where} has no mark the codec knows")
+
+
+def _read_int(where: str, low: int, high: int) -> Check:
+    def read(value: object) -> int:
+        if type(value) is not int:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{where} is not an integer")
+        if not low <= value <= high:
+            raise InvalidMessage(Fault.OUT_OF_RANGE, f"{where} is not in {low}..{high}")
+        return value
+
+    return read
+
+
+def _read_bytes(where: str, low: int, high: int) -> Check:
+    def read(value: object) -> bytes:
+        if type(value) is not bytes:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{where} is not bytes")
+        if not low <= len(value) <= high:
+            raise InvalidMessage(Fault.OUT_OF_RANGE, f"{where} has {len(value)} bytes, not {low}..{high}")
+        return value
+
+    return read
+
+
+def _read_text(where: str, limit: int) -> Check:
+    def read(value: object) -> str:
+        if type(value) is not str:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{where} is not text")
+        if len(value) > limit or (not value.isascii() and len(value.encode()) > limit):
+            raise InvalidMessage(Fault.TOO_LARGE, f"{where} has more than {limit} bytes")
+        if not value.isascii() and not unicodedata.is_normalized("NFC", value):
+            raise InvalidMessage(Fault.NOT_NFC, where)
+        return value
+
+    return read
+
+
+def _read_uint256(where: str) -> Check:
+    read_bytes = _read_bytes(where, 32, 32)
+    return lambda value: int.from_bytes(read_bytes(value), "big")
+
+
+def _many(where: str, limit: int, item: _Shape) -> _Shape:
+    def read(value: object) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise InvalidMessage(Fault.WRONG_SHAPE, f"{where} is not an array")
+        if len(value) > limit:
+            raise InvalidMessage(Fault.OUT_OF_RANGE, f"{where} has {len(value)} elements, at most {limit}")
+        return tuple(map(item.read, value))
+
+    def write(values: tuple[Any, ...]) -> list[Any]:
+        return list(values) if item.write is None else list(map(item.write, values))
+
+    return _Shape(read, write, max(limit, item.longest_array))
