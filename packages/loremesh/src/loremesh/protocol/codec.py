@@ -138,7 +138,7 @@ def decode(cls: type[T], data: bytes) -> T:
     value = known.from_array(array)
     if _pack(array) != data:
         raise InvalidMessage(Fault.NOT_CANONICAL, f"{cls.__name__} has a shorter encoding")
-    return cast(T, value)
+    return cast("T", value)
 
 
 def limit_of(cls: type) -> int:
@@ -147,7 +147,7 @@ def limit_of(cls: type) -> int:
 
 
 def _pack(array: list[Any]) -> bytes:
-    return cast(bytes, msgpack.packb(array))
+    return cast("bytes", msgpack.packb(array))
 
 
 def _unpack(data: bytes, known: _Schema) -> Any:  # noqa: ANN401 - checked by from_array
@@ -166,12 +166,12 @@ def _unpack(data: bytes, known: _Schema) -> Any:  # noqa: ANN401 - checked by fr
 
 def _build(cls: type, version: int, limit: int) -> _Schema:
     hints = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in dataclasses.fields(cast(Any, cls))]
+    names = [field.name for field in dataclasses.fields(cast("Any", cls))]
     shapes = [_shape(f"{cls.__name__}.{name}", hints[name]) for name in names]
     size = len(names) + 1
     setters = [(getattr(cls, name).__set__, shape.read) for name, shape in zip(names, shapes, strict=True)]
     getters = [(getattr(cls, name).__get__, shape.write) for name, shape in zip(names, shapes, strict=True)]
-    new = cls.__new__
+    new = cast("Callable[[type], Any]", object.__new__)
 
     def from_array(array: Any) -> Any:  # noqa: ANN401 - this is the check
         if type(array) is not list or not array:

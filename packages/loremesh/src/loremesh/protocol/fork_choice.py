@@ -1,0 +1,389 @@
+"""Fork choice as a reducer: `on_block` and `on_tick` take a store and an event and give the next store.
+
+The head is the tip with the most accumulated work, then the lowest hash: at equal difficulty, S0's greatest length.
+Nothing is pruned: abandoned branches stay, orphans wait for their parents, blocks from the near future wait for their
+time. The order in which the same blocks arrive never changes the head. A refused event raises and leaves the store,
+which is immutable, as it was.
+
+Source: docs/protocol/fork-choice.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from loremesh.errors import Fault, InvalidBlock, LoremeshError
+from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
+from loremesh.protocol.block import Block, Header, header_hash
+from loremesh.protocol.genesis import Genesis, story_id
+from loremesh.protocol.persistent import Map
+from loremesh.protocol.state import State
+from loremesh.protocol.validation import (
+    Link,
+    check_block_alone,
+    check_header_link,
+    genesis_link,
+    link_of,
+    state_after,
+)
+from loremesh.protocol.work import work_of
+
+MAX_ORPHANS: Final = 256
+MAX_HELD: Final = 64
+KEEP_STATES: Final = 100
+"""States of the last this many heights are kept, and every 64th below."""
+STATE_EVERY: Final = 64
+MAX_HEADERS_PER_PARENT: Final = 2
+"""A producer who signs two headers on one parent gives evidence; more than two add nothing to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A valid block in the tree; its body is on the disk."""
+
+    link: Link
+    parent: Hash
+    work: int
+    """Hashes spent on the chain from the genesis up to here."""
+    header: Header | None
+    """None for the genesis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A block joined the tree."""
+
+    hash: Hash
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A block waits: as an orphan for its parent, or held for its time."""
+
+    hash: Hash
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A block that had been waiting turned out invalid, or had to make room (`error` None)."""
+
+    hash: Hash
+    error: InvalidBlock | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMoved:
+    """The canon changed: `abandoned` left it (newest first), `adopted` joined it (oldest first)."""
+
+    head: Hash
+    abandoned: tuple[Hash, ...]
+    adopted: tuple[Hash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReorgWithheld:
+    """A heavier branch forks off deeper than `max_reorg`: only the operator may switch."""
+
+    tip: Hash
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocated:
+    """A producer signed a second header on one parent."""
+
+    producer: PeerId
+    first: Hash
+    second: Hash
+
+
+Change = Accepted | Waiting | Refused | HeadMoved | ReorgWithheld | Equivocated
+
+
+class StateMissing(LoremeshError):
+    """The state of a block's parent is not kept: replay `path` (oldest first) with `on_replay`, then try again."""
+
+    def __init__(self, path: tuple[Hash, ...]) -> None:
+        super().__init__(f"replay of {len(path)} blocks needed")
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All that fork choice knows. `changes` says what the last event did."""
+
+    genesis: Genesis
+    story: StoryId
+    now: Millis
+    head: Hash
+    entries: Map[Hash, Entry]
+    states: Map[Hash, State]
+    canon: Map[int, Hash]
+    """The canonical path: height to hash, a cache of walking back from the head."""
+    children: Map[Hash, tuple[Hash, ...]]
+    heights: Map[int, tuple[Hash, ...]]
+    tips: Map[Hash, None]
+    orphans: Map[Hash, Block] = field(default_factory=Map[Hash, Block])
+    orphans_of: Map[Hash, tuple[Hash, ...]] = field(default_factory=Map[Hash, tuple[Hash, ...]])
+    orphan_order: tuple[Hash, ...] = ()
+    held: Map[Hash, Block] = field(default_factory=Map[Hash, Block])
+    max_reorg: int | None = None
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def tip(self) -> Entry:
+        """The head's entry."""
+        return self.entries[self.head]
+
+
+def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> Store:
+    """Give the store that knows only the genesis.
+
+    Args:
+        genesis: Where the story begins.
+        now: The local clock.
+        max_reorg: Deepest automatic reorganisation in blocks; None: any depth.
+    """
+    story, link = story_id(genesis), genesis_link(genesis)
+    return Store(
+        genesis=genesis,
+        story=story,
+        now=now,
+        head=story,
+        entries=Map({story: Entry(link, story, 0, None)}),
+        states=Map({story: State()}),
+        canon=Map({0: story}),
+        children=Map(),
+        heights=Map({0: (story,)}),
+        tips=Map({story: None}),
+        max_reorg=max_reorg,
+    )
+
+
+def on_tick(store: Store, now: Millis) -> Store:
+    """Let time pass: held blocks whose time has come join the tree."""
+    store = replace(store, now=now, changes=())
+    due = [
+        (block.header.time, name)
+        for name, block in store.held.items()
+        if block.header.time <= now + store.genesis.parameters.max_ahead
+    ]
+    for _, name in sorted(due):
+        block = store.held[name]
+        store = _try_to_join(replace(store, held=store.held.remove(name)), name, block)
+        store = _settle(store, name)
+    return store
+
+
+def on_block(store: Store, block: Block) -> Store:
+    """Take in a block, and every orphan that was waiting for it.
+
+    A block that is known, waiting or not, changes nothing. One with an unknown parent waits as an orphan; one from
+    the near future is held. Both pools are bounded, and neither costs its sender anything.
+
+    Raises:
+        InvalidBlock: The block breaks a rule; the store is as it was.
+        StateMissing: Not a fault: the caller must replay first.
+    """
+    name = check_block_alone(store.genesis, store.story, block)
+    store = replace(store, changes=())
+    if is_known(store, name):
+        return store
+    if block.header.parent not in store.entries:
+        return _wait_for_parent(store, name, block)
+    return _settle(_join(store, name, block), name)
+
+
+def on_replay(store: Store, blocks: tuple[Block, ...]) -> Store:
+    """Recompute the states along blocks of the tree, oldest first, the first one's parent state being kept."""
+    for block in blocks:
+        name = header_hash(block.header)
+        state = state_after(store.story, block, store.states[block.header.parent], name)
+        store = replace(store, states=store.states.insert(name, state))
+    return store
+
+
+def is_known(store: Store, name: Hash) -> bool:
+    """Tell whether a block is in the tree or waiting."""
+    return name in store.entries or name in store.orphans or name in store.held
+
+
+def chain(store: Store, tip: Hash) -> Iterator[Entry]:
+    """Walk from `tip` back to the genesis: S0's traversal. The length of the walk is the tip's height plus one."""
+    entry = store.entries[tip]
+    while entry.header is not None:
+        yield entry
+        entry = store.entries[entry.parent]
+    yield entry
+
+
+def is_canonical(store: Store, name: Hash) -> bool:
+    """Tell whether a block of the tree is on the head's chain."""
+    entry = store.entries.get(name)
+    return entry is not None and store.canon.get(entry.link.height) == name
+
+
+def missing_parents(store: Store) -> tuple[Hash, ...]:
+    """Name the blocks that orphans are waiting for, and that are not waiting themselves."""
+    return tuple(parent for parent in store.orphans_of if parent not in store.orphans and parent not in store.held)
+
+
+def _settle(store: Store, name: Hash) -> Store:
+    """Let the orphans that waited for `name` join, and those that waited for them."""
+    parents = [name]
+    while parents:
+        parent = parents.pop()
+        if parent not in store.entries:
+            continue  # held, or refused together with its descendants
+        for orphan, block in _freed_by(store, parent):
+            store = _try_to_join(_without_orphan(store, orphan, block), orphan, block)
+            parents.append(orphan)
+    return store
+
+
+def _try_to_join(store: Store, name: Hash, block: Block) -> Store:
+    """Let a block that had been waiting join, or refuse it with all that waited for it."""
+    try:
+        return _join(store, name, block)
+    except InvalidBlock as error:
+        return _drop_descendants(_with(store, Refused(name, error)), name)
+
+
+def _freed_by(store: Store, name: Hash) -> list[tuple[Hash, Block]]:
+    return [(orphan, store.orphans[orphan]) for orphan in store.orphans_of.get(name) or ()]
+
+
+def _join(store: Store, name: Hash, block: Block) -> Store:
+    header = block.header
+    parent = store.entries[header.parent]
+    check_header_link(store.genesis, header, parent.link, name)
+    rivals = [
+        child
+        for child in store.children.get(header.parent) or ()
+        if (known := store.entries[child].header) is not None and known.producer == header.producer
+    ]
+    if len(rivals) >= MAX_HEADERS_PER_PARENT:
+        raise InvalidBlock(Fault.EQUIVOCATION, name)
+    if header.time > store.now + store.genesis.parameters.max_ahead:
+        return _hold(store, name, block)
+    before = store.states.get(header.parent)
+    if before is None:
+        raise StateMissing(_path_to_state(store, header.parent))
+    state = state_after(store.story, block, before, name)
+    siblings = store.children.get(header.parent) or ()
+    height = header.height
+    store = replace(
+        store,
+        entries=store.entries.insert(
+            name, Entry(link_of(header, parent.link), header.parent, parent.work + work_of(header.target), header)
+        ),
+        states=store.states.insert(name, state),
+        children=store.children.insert(header.parent, (*siblings, name)),
+        heights=store.heights.insert(height, (*(store.heights.get(height) or ()), name)),
+        tips=store.tips.discard(header.parent).insert(name, None),
+    )
+    store = _with(store, Accepted(name, block))
+    if rivals:
+        store = _with(store, Equivocated(header.producer, rivals[0], name))
+    return _choose(store, name)
+
+
+def _choose(store: Store, name: Hash) -> Store:
+    """Move the head to `name` if it is better."""
+    head, tip = store.tip, store.entries[name]
+    if (tip.work, _descending(name)) <= (head.work, _descending(store.head)):
+        return store
+    adopted = []
+    entry = tip
+    while not is_canonical(store, entry.link.hash):
+        adopted.append(entry.link.hash)
+        entry = store.entries[entry.parent]
+    depth = head.link.height - entry.link.height
+    if store.max_reorg is not None and depth > store.max_reorg:
+        return _with(store, ReorgWithheld(name, depth))
+    canon = store.canon
+    abandoned = []
+    for height in range(head.link.height, entry.link.height, -1):
+        abandoned.append(canon[height])
+        canon = canon.remove(height)
+    adopted.reverse()
+    for offset, block_hash in enumerate(adopted, start=1):
+        canon = canon.insert(entry.link.height + offset, block_hash)
+    store = replace(store, head=name, canon=canon)
+    store = _with(store, HeadMoved(name, tuple(abandoned), tuple(adopted)))
+    return _forget_states(store, head.link.height, tip.link.height)
+
+
+def _descending(name: Hash) -> int:
+    """Order hashes so that the lowest wins a comparison for the greatest."""
+    return -int.from_bytes(name, "big")
+
+
+def _forget_states(store: Store, before: Height, after: Height) -> Store:
+    states = store.states
+    for height in range(max(1, before + 1 - KEEP_STATES), after + 1 - KEEP_STATES):
+        if height % STATE_EVERY:
+            for name in store.heights.get(height) or ():
+                states = states.discard(name)
+    return replace(store, states=states)
+
+
+def _path_to_state(store: Store, name: Hash) -> tuple[Hash, ...]:
+    path = []
+    while name not in store.states:
+        path.append(name)
+        name = store.entries[name].parent
+    return tuple(reversed(path))
+
+
+def _wait_for_parent(store: Store, name: Hash, block: Block) -> Store:
+    """Keep an orphan; the oldest makes room."""
+    parent = block.header.parent
+    if len(store.orphan_order) >= MAX_ORPHANS:
+        oldest = store.orphan_order[0]
+        store = _with(_without_orphan(store, oldest, store.orphans[oldest]), Refused(oldest, None))
+    store = replace(
+        store,
+        orphans=store.orphans.insert(name, block),
+        orphans_of=store.orphans_of.insert(parent, (*(store.orphans_of.get(parent) or ()), name)),
+        orphan_order=(*store.orphan_order, name),
+    )
+    return _with(store, Waiting(name, held=False))
+
+
+def _hold(store: Store, name: Hash, block: Block) -> Store:
+    """Keep a block from the future; the one furthest ahead makes room."""
+    held = store.held.insert(name, block)
+    store = _with(replace(store, held=held), Waiting(name, held=True))
+    if len(held) > MAX_HELD:
+        furthest = max(held.items(), key=lambda item: (item[1].header.time, item[0]))[0]
+        store = _with(replace(store, held=held.remove(furthest)), Refused(furthest, None))
+    return store
+
+
+def _drop_descendants(store: Store, name: Hash) -> Store:
+    """Refuse the orphans that were waiting for a block that is now known to be invalid."""
+    doomed = _freed_by(store, name)
+    while doomed:
+        orphan, block = doomed.pop()
+        store = _without_orphan(store, orphan, block)
+        doomed += _freed_by(store, orphan)
+        store = _with(store, Refused(orphan, InvalidBlock(Fault.PARENT_REFUSED, orphan)))
+    return store
+
+
+def _without_orphan(store: Store, name: Hash, block: Block) -> Store:
+    parent = block.header.parent
+    rest = tuple(other for other in store.orphans_of[parent] if other != name)
+    return replace(
+        store,
+        orphans=store.orphans.remove(name),
+        orphans_of=store.orphans_of.insert(parent, rest) if rest else store.orphans_of.remove(parent),
+        orphan_order=tuple(other for other in store.orphan_order if other != name),
+    )
+
+
+def _with(store: Store, change: Change) -> Store:
+    return replace(store, changes=(*store.changes, change))

@@ -1,0 +1,178 @@
+"""The objective rules of a block, in the order of their cost: what every node recomputes and nobody votes on.
+
+Source: docs/protocol/block.md, which numbers the rules.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from loremesh.errors import Fault, InvalidBlock, ProtocolError
+from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId, Target
+from loremesh.protocol.block import (
+    PARAGRAPH,
+    Block,
+    Header,
+    SignedHeader,
+    content_root,
+    header_hash,
+    transaction_root,
+)
+from loremesh.protocol.codec import encode
+from loremesh.protocol.content.paragraph import check_paragraph
+from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
+from loremesh.protocol.identity import check_peer_id, verify
+from loremesh.protocol.state import State
+from loremesh.protocol.state_transition import apply
+from loremesh.protocol.work import meets, next_target, search_prefix, target_of
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a block's child needs to know of it: enough to check a chain of headers."""
+
+    hash: Hash
+    height: Height
+    producer: PeerId | None
+    """None: a genesis that names no first tracker."""
+    time: Millis
+    target: Target
+    took: Millis
+    """Time since this block's own parent."""
+
+
+def genesis_link(genesis: Genesis) -> Link:
+    """Give the link that every story starts from."""
+    parameters = genesis.parameters
+    return Link(
+        hash=story_id(genesis),
+        height=GENESIS_HEIGHT,
+        producer=genesis.tracker[0] if genesis.tracker else None,
+        time=genesis.time,
+        target=target_of(parameters.initial_work),
+        took=parameters.spacing,
+    )
+
+
+def link_of(header: Header, parent: Link) -> Link:
+    """Give the link of a checked header."""
+    took = Millis(header.time - parent.time)
+    return Link(header_hash(header), header.height, header.producer, header.time, header.target, took)
+
+
+def target_after(genesis: Genesis, parent: Link) -> Target:
+    """Give the target that a child of `parent` must carry."""
+    parameters = genesis.parameters
+    return next_target(
+        parent.target,
+        parent.took,
+        spacing=parameters.spacing,
+        half_life=parameters.half_life,
+        easiest_work=parameters.easiest_work,
+    )
+
+
+def earliest_time(genesis: Genesis, parent: Link, producer: PeerId) -> Millis:
+    """Give the least time that a child of `parent` by `producer` may carry."""
+    parameters = genesis.parameters
+    wait = parameters.solo_after if producer == parent.producer else parameters.min_spacing
+    return Millis(parent.time + max(wait, parameters.min_spacing))
+
+
+def check_header_alone(genesis: Genesis, story: StoryId, signed: SignedHeader) -> Hash:
+    """Check what can be said of a header whose parent may be unknown; give its hash.
+
+    The work must meet the target the header *claims*, and that must be within the story's bounds: so even an orphan
+    has cost its sender something.
+
+    Raises:
+        InvalidBlock: With the fault.
+    """
+    header, name = signed.header, header_hash(signed.header)
+    if header.story != story:
+        raise InvalidBlock(Fault.WRONG_STORY, name)
+    if not 1 <= header.target <= target_of(genesis.parameters.easiest_work):
+        raise InvalidBlock(Fault.WRONG_TARGET, name, "outside the story's bounds")
+    if not meets(search_prefix(story, header.parent, header.producer), header.nonce, header.target):
+        raise InvalidBlock(Fault.WORK_NOT_MET, name)
+    try:
+        check_peer_id(header.producer)
+        verify(signed.signature, name, header.producer)
+    except ProtocolError as error:
+        raise InvalidBlock(error.fault, name, error.detail) from error
+    return name
+
+
+def check_header_link(genesis: Genesis, header: Header, parent: Link, name: Hash) -> None:
+    """Check a header against its parent.
+
+    Raises:
+        InvalidBlock: WRONG_HEIGHT, WRONG_TARGET, TOO_EARLY or TRACKER_TOO_SOON.
+    """
+    if header.height != parent.height + 1:
+        raise InvalidBlock(Fault.WRONG_HEIGHT, name, f"{header.height} on {parent.height}")
+    if header.target != target_after(genesis, parent):
+        raise InvalidBlock(Fault.WRONG_TARGET, name, "not what the parent asks for")
+    if header.time < parent.time + genesis.parameters.min_spacing:
+        raise InvalidBlock(Fault.TOO_EARLY, name, f"{header.time - parent.time} ms after its parent")
+    if header.time < earliest_time(genesis, parent, header.producer):
+        raise InvalidBlock(Fault.TRACKER_TOO_SOON, name, f"{header.time - parent.time} ms after its own block")
+
+
+def check_block_alone(genesis: Genesis, story: StoryId, block: Block) -> Hash:
+    """Check what can be said of a block whose parent may be unknown; give its hash.
+
+    Raises:
+        InvalidBlock: With the fault.
+    """
+    name = check_header_alone(genesis, story, SignedHeader(block.header, block.signature))
+    rules, header, content = genesis.rules, block.header, block.content
+    if len(block.transactions) > rules.transactions:
+        raise InvalidBlock(
+            Fault.TOO_MANY_TRANSACTIONS, name, f"{len(block.transactions)}, at most {rules.transactions}"
+        )
+    if header.content_root != content_root(story, content):
+        raise InvalidBlock(Fault.WRONG_CONTENT_ROOT, name)
+    if header.transaction_root != transaction_root(story, block.transactions):
+        raise InvalidBlock(Fault.WRONG_TRANSACTION_ROOT, name)
+    size = len(encode(block))
+    if size > rules.block_bytes:
+        raise InvalidBlock(Fault.TOO_LARGE, name, f"{size} bytes, at most {rules.block_bytes}")
+    try:
+        _check_content(genesis, block)
+    except ProtocolError as error:
+        raise InvalidBlock(error.fault, name, error.detail) from error
+    return name
+
+
+def _check_content(genesis: Genesis, block: Block) -> None:
+    content, certificate = block.content, block.content.certificate
+    if content.kind != PARAGRAPH:
+        raise ProtocolError(Fault.UNKNOWN_CONTENT, repr(content.kind))
+    check_paragraph(content.text, genesis.rules.words)
+    if certificate.author != block.header.producer:
+        raise ProtocolError(Fault.WRONG_AUTHOR)
+    if certificate.output_digest != hashlib.sha256(content.text.encode()).digest():
+        raise ProtocolError(Fault.WRONG_OUTPUT)
+
+
+def state_after(story: StoryId, block: Block, state: State, name: Hash) -> State:
+    """Give the state after `block`, whose parent has `state`.
+
+    Raises:
+        InvalidBlock: A transaction or a citation that may not stand here, or WRONG_STATE_ROOT.
+    """
+    header = block.header
+    try:
+        after = apply(
+            state,
+            story=story,
+            height=header.height,
+            producer=header.producer,
+            content=block.content,
+            transactions=block.transactions,
+        )
+    except ProtocolError as error:
+        raise InvalidBlock(error.fault, name, error.detail) from error
+    if after.root != header.state_root:
+        raise InvalidBlock(Fault.WRONG_STATE_ROOT, name)
+    return after
