@@ -1,0 +1,5 @@
+"""The network: the only door to libp2p.
+
+`behaviour` is what services use; `events`, `frames` and `settings` are its words and import nothing of libp2p, so that
+commands which need no network start quickly. Whatever upstream gets wrong is put right in `upstream`.
+"""

@@ -1,0 +1,106 @@
+"""A conversation of length-prefixed frames: four bytes of length, big-endian, then the body; one write per frame.
+
+Source: docs/protocol/network.md.
+"""
+
+from typing import Final, Protocol
+
+import trio
+
+from loremesh.errors import DeadlinePassed, Fault, InvalidMessage
+from loremesh.primitives import KIB, MIB, PeerId
+
+HEADER_BYTES: Final = 4
+_CHUNK: Final = 64 * KIB
+
+
+class Pipe(Protocol):
+    """The bytes under a conversation: a libp2p stream, or a pair of memory channels in tests."""
+
+    async def write(self, data: bytes) -> None:
+        """Hand over all of `data`, or raise Unreachable."""
+
+    async def read(self, most: int) -> bytes:
+        """Give 1 to `most` bytes, none once the other side has finished, or raise Unreachable."""
+
+    async def finish(self) -> None:
+        """Tell the other side that no more bytes follow."""
+
+    async def reset(self) -> None:
+        """Give the conversation up, in both directions; never raises."""
+
+
+class Stream:
+    """One conversation with an authenticated peer. One task at a time sends, one receives."""
+
+    def __init__(self, pipe: Pipe, peer_id: PeerId, *, max_frame: int = MIB) -> None:
+        self.peer_id = peer_id
+        self.ended = False
+        """The other side has finished, cleanly."""
+        self._pipe = pipe
+        self._max_frame = max_frame
+        self._unread = bytearray()
+
+    async def send(self, frame: bytes, timeout: float = 10) -> None:  # noqa: ASYNC109 - the surface takes seconds
+        """Send one frame.
+
+        Raises:
+            InvalidMessage: FRAME_TOO_LONG, it is longer than anyone accepts.
+            DeadlinePassed: The peer did not take it within `timeout` seconds; the stream is of no more use.
+            Unreachable: The stream broke.
+        """
+        if len(frame) > self._max_frame:
+            raise InvalidMessage(Fault.FRAME_TOO_LONG, f"{len(frame)} bytes, limit {self._max_frame}")
+        with trio.move_on_after(timeout) as deadline:
+            await self._pipe.write(len(frame).to_bytes(HEADER_BYTES, "big") + frame)
+        if deadline.cancelled_caught:
+            raise DeadlinePassed(f"a frame of {len(frame)} bytes was not taken within {timeout:g} s")
+
+    async def receive(self, timeout: float, limit: int = MIB) -> bytes | None:  # noqa: ASYNC109 - as above
+        """Receive one frame; None when the other side finished after a whole frame.
+
+        Args:
+            timeout: Seconds for the whole frame.
+            limit: Most bytes of its body; a longer one is refused before anything is kept of it.
+
+        Raises:
+            InvalidMessage: FRAME_TOO_LONG, or UNFINISHED when the stream ended inside a frame.
+            DeadlinePassed: The frame was not there in time.
+            Unreachable: The stream broke.
+        """
+        with trio.move_on_after(timeout) as deadline:
+            return await self._receive(min(limit, self._max_frame))
+        assert deadline.cancelled_caught  # noqa: S101 - for the type checker: the block above returns or raises
+        raise DeadlinePassed(f"no frame within {timeout:g} s")
+
+    async def _receive(self, limit: int) -> bytes | None:
+        if not await self._fill(HEADER_BYTES):
+            if self._unread:
+                raise InvalidMessage(Fault.UNFINISHED, "ended inside a length")
+            return None
+        length = int.from_bytes(self._unread[:HEADER_BYTES], "big")
+        if length > limit:
+            raise InvalidMessage(Fault.FRAME_TOO_LONG, f"{length} bytes, limit {limit}")
+        if not await self._fill(HEADER_BYTES + length):
+            raise InvalidMessage(Fault.UNFINISHED, f"ended inside a frame of {length} bytes")
+        frame = bytes(self._unread[HEADER_BYTES : HEADER_BYTES + length])
+        del self._unread[: HEADER_BYTES + length]
+        return frame
+
+    async def _fill(self, wanted: int) -> bool:
+        while len(self._unread) < wanted:
+            # Reading ahead is cheap and saves a round of the machinery below for every length.
+            piece = await self._pipe.read(max(_CHUNK, wanted - len(self._unread)))
+            if not piece:
+                self.ended = True
+                return False
+            self._unread += piece
+        return True
+
+    async def finish(self) -> None:
+        """Say that no more frames come from us; receiving goes on."""
+        await self._pipe.finish()
+
+    async def reset(self) -> None:
+        """Give the conversation up: the other side sees it break. Never raises."""
+        await self._pipe.reset()

@@ -1,0 +1,38 @@
+"""What a node's network is told: where to listen and how much to allow."""
+
+from dataclasses import dataclass
+
+from loremesh.primitives import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Everything about the network that an operator or a test may set. Times are in seconds.
+
+    Attributes:
+        listen_addresses: Multiaddrs to listen on, TCP only; port 0 lets the machine choose; none: dial only.
+        announce_addresses: Multiaddrs told to others instead of the ones listened on (behind NAT).
+        dht_server: Answer other nodes' Kademlia lookups and keep provider records.
+        max_connections: Open connections, both directions together.
+        max_connections_per_address: Inbound connections from one remote IP address.
+        max_connections_per_loopback_address: The same for this machine, where many nodes share one address.
+        max_pending: Inbound handshakes under way at once; more wait their turn within `handshake_timeout`.
+        max_streams_per_connection: Streams that the other side may hold open.
+        max_frame: Bytes of one frame of a call, and of one gossip message with its envelope.
+        handshake_timeout: From accepting or dialling to a usable connection.
+        heartbeat_interval: Between two rounds of gossip upkeep.
+        event_buffer: Events that may wait for the reader before gossip is dropped.
+    """
+
+    listen_addresses: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_addresses: tuple[str, ...] = ()
+    dht_server: bool = True
+    max_connections: int = 128
+    max_connections_per_address: int = 16
+    max_connections_per_loopback_address: int = 128
+    max_pending: int = 8
+    max_streams_per_connection: int = 64
+    max_frame: int = MIB
+    handshake_timeout: float = 5.0
+    heartbeat_interval: float = 1.0
+    event_buffer: int = 4096
