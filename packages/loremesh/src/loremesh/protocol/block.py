@@ -20,7 +20,7 @@ from loremesh.protocol.codec import (
     encode,
     schema,
 )
-from loremesh.protocol.identity import Identity, digest
+from loremesh.protocol.identity import digest
 from loremesh.protocol.merkle import list_root
 from loremesh.protocol.transaction import Transaction, transaction_hash
 
@@ -106,8 +106,3 @@ def transaction_root(story: Hash, transactions: tuple[Transaction, ...]) -> Hash
     return list_root(
         [transaction_hash(story, transaction.body) + transaction.signature for transaction in transactions]
     )
-
-
-def sign_block(identity: Identity, header: Header, content: Content, transactions: tuple[Transaction, ...]) -> Block:
-    """Sign `header` and put the block together."""
-    return Block(header, identity.sign(header_hash(header)), content, transactions)

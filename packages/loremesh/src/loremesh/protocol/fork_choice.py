@@ -8,6 +8,8 @@ which is immutable, as it was.
 Source: docs/protocol/fork-choice.md.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -125,10 +127,10 @@ class Store:
     children: Map[Hash, tuple[Hash, ...]]
     heights: Map[int, tuple[Hash, ...]]
     tips: Map[Hash, None]
-    orphans: Map[Hash, Block] = field(default_factory=Map[Hash, Block])
-    orphans_of: Map[Hash, tuple[Hash, ...]] = field(default_factory=Map[Hash, tuple[Hash, ...]])
+    orphans: Map[Hash, Block] = field(default_factory=Map)
+    orphans_of: Map[Hash, tuple[Hash, ...]] = field(default_factory=Map)
     orphan_order: tuple[Hash, ...] = ()
-    held: Map[Hash, Block] = field(default_factory=Map[Hash, Block])
+    held: Map[Hash, Block] = field(default_factory=Map)
     max_reorg: int | None = None
     changes: tuple[Change, ...] = ()
 

@@ -6,6 +6,8 @@ commits to. Both cost only what a block touches.
 Source: docs/protocol/state.md.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
@@ -48,9 +50,9 @@ class _Nonce:
 class State:
     """The state after a block. Compare states by `root`."""
 
-    nonces: Map[PeerId, int] = field(default_factory=Map[PeerId, int])
-    suggestions: Map[Hash, Suggestion] = field(default_factory=Map[Hash, Suggestion])
-    authors: Map[PeerId, Author] = field(default_factory=Map[PeerId, Author])
+    nonces: Map[PeerId, int] = field(default_factory=Map)
+    suggestions: Map[Hash, Suggestion] = field(default_factory=Map)
+    authors: Map[PeerId, Author] = field(default_factory=Map)
     tree: MerkleMap = field(default_factory=MerkleMap)
 
     @property

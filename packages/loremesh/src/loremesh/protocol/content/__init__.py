@@ -1,0 +1,1 @@
+"""Content: one kind, one file. Pure rules that every node checks alike."""

@@ -1,0 +1,284 @@
+"""Every message between nodes, by name. The first frame of a stream and every gossip message is an `Envelope`.
+
+Source: docs/protocol/wire.md; type names of S0 and S1 exist as those documents spell them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum, unique
+from typing import Annotated, Final, TypeVar
+
+from loremesh.errors import Fault, InvalidMessage
+from loremesh.primitives import KIB, MIB, PEER_ID_BYTES, Hash, Millis, PeerId
+from loremesh.protocol.block import SignedHeader
+from loremesh.protocol.codec import (
+    U64,
+    Bytes,
+    HashField,
+    HeightField,
+    Int,
+    Many,
+    MillisField,
+    PeerIdField,
+    SignatureField,
+    Text,
+    decode,
+    encode,
+    schema,
+)
+from loremesh.protocol.identity import NO_STORY, Identity, check_peer_id, digest, verify
+
+T = TypeVar("T")
+
+SYNC_PROTOCOL: Final = "/loremesh/sync/1"
+PEERS_PROTOCOL: Final = "/loremesh/peers/1"
+MAX_FRAME: Final = MIB
+INLINE_BODY: Final = 32 * KIB
+"""Blocks up to this size travel inside their announcement."""
+
+
+@unique
+class MessageType(StrEnum):
+    """What an envelope carries."""
+
+    PEER_LIST_REQUEST = "peer-list-request"
+    PEER_LIST = "peer-list"
+    NOT_THE_TRACKER = "these-are-not-the-droids-you-are-looking-for"
+    PEER_JOIN = "peer_join"
+    PEER_LEAVE = "peer_leave"
+    HEARTBEAT = "heartbeat"
+    BLOCK = "block"
+    BLOCK_ANNOUNCEMENT = "block-announcement"
+    TRANSACTION = "transaction"
+    STATUS_REQUEST = "status-request"
+    STATUS = "status"
+    GENESIS_REQUEST = "genesis-request"
+    GENESIS = "genesis"
+    HEADERS_REQUEST = "headers-request"
+    HEADERS = "headers"
+    BLOCKS_REQUEST = "blocks-request"
+    ACCOUNT_REQUEST = "account-request"
+    ACCOUNT = "account"
+    ACCEPTED = "accepted"
+    REFUSAL = "refusal"
+
+
+@schema(version=1, limit=MAX_FRAME)
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Metadata and payload of one message."""
+
+    type: Annotated[str, Text(64)]
+    timestamp: MillisField
+    """For logs only: no rule reads it."""
+    sender: PeerIdField
+    """S0's `from`: must equal the authenticated peer, or the signer of a gossip message."""
+    recipient: Annotated[bytes, Bytes(0, PEER_ID_BYTES)]
+    """S0's `to`: a peer id, or empty for everybody."""
+    payload: Annotated[bytes, Bytes(0, MAX_FRAME - KIB)]
+
+
+@schema(version=1, limit=64)
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The payload of a request that needs none."""
+
+
+@schema(version=1, limit=4 * KIB)
+@dataclass(frozen=True, slots=True)
+class PeerCard:
+    """What a node says of itself, before it signs it."""
+
+    peer_id: PeerIdField
+    addresses: Annotated[tuple[Annotated[str, Text(256)], ...], Many(8)]
+    """Dialable multiaddrs."""
+    roles: Annotated[tuple[Annotated[str, Text(32)], ...], Many(8)]
+    models: Annotated[tuple[Annotated[str, Text(128)], ...], Many(16)]
+    story: Annotated[tuple[HashField, ...], Many(1)]
+    height: HeightField
+    time: MillisField
+    """The issuer's clock: of two cards of one peer the later one holds."""
+
+
+@schema(version=1, limit=5 * KIB)
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """A signed card: it may be passed on."""
+
+    card: PeerCard
+    signature: SignatureField
+
+
+@schema(version=1, limit=768 * KIB)
+@dataclass(frozen=True, slots=True)
+class PeerList:
+    """Who is here, as the issuer knows it."""
+
+    tracker: Annotated[tuple[PeerIdField, ...], Many(1)]
+    authoritative: Annotated[int, Int(0, 1)]
+    """1 from the tracker itself; 0: second-hand."""
+    peers: Annotated[tuple[PeerRecord, ...], Many(128)]
+
+
+@schema(version=1, limit=INLINE_BODY + KIB)
+@dataclass(frozen=True, slots=True)
+class BlockAnnouncement:
+    """A new block, as gossip floods it."""
+
+    height: HeightField
+    hash: HashField
+    producer: PeerIdField
+    timestamp: MillisField
+    """The header's time."""
+    body: Annotated[bytes, Bytes(0, INLINE_BODY)]
+    """The encoded block when it is small; empty: fetch it."""
+
+
+@schema(version=1, limit=8 * KIB)
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a node stands."""
+
+    story: Annotated[tuple[HashField, ...], Many(1)]
+    """Empty: a pure anchor."""
+    height: HeightField
+    head: Annotated[tuple[HashField, ...], Many(1)]
+    tips: Annotated[tuple[HashField, ...], Many(64)]
+    """Tips of abandoned branches, newest first: forks are kept and served."""
+
+
+@schema(version=1, limit=64)
+@dataclass(frozen=True, slots=True)
+class GenesisRequest:
+    """Ask for the genesis of a story."""
+
+    story: HashField
+
+
+@schema(version=1, limit=64 * KIB)
+@dataclass(frozen=True, slots=True)
+class GenesisAnswer:
+    """The canonical bytes of a genesis."""
+
+    data: Annotated[bytes, Bytes(1, 32 * KIB)]
+
+
+@schema(version=1, limit=8 * KIB)
+@dataclass(frozen=True, slots=True)
+class HeadersRequest:
+    """Ask for the headers from the newest block of `locator` that the other side knows up to `until`."""
+
+    story: HashField
+    locator: Annotated[tuple[HashField, ...], Many(64)]
+    """Hashes from the asker's head backwards, ever further apart, the story id last."""
+    until: Annotated[tuple[HashField, ...], Many(1)]
+    """A block of any branch; empty: the head."""
+    limit: Annotated[int, Int(1, 512)]
+
+
+@schema(version=1, limit=768 * KIB)
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """Consecutive headers, oldest first; fewer than asked for: there are no more."""
+
+    headers: Annotated[tuple[SignedHeader, ...], Many(512)]
+
+
+@schema(version=1, limit=8 * KIB)
+@dataclass(frozen=True, slots=True)
+class BlocksRequest:
+    """Ask for blocks by hash: one `block` frame each, in this order; unknown ones are left out."""
+
+    story: HashField
+    hashes: Annotated[tuple[HashField, ...], Many(128)]
+
+
+@schema(version=1, limit=128)
+@dataclass(frozen=True, slots=True)
+class AccountRequest:
+    """Ask which nonce a sender's next transaction carries."""
+
+    story: HashField
+    sender: PeerIdField
+
+
+@schema(version=1, limit=64)
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The nonce, counting what waits in the answering node's mempool."""
+
+    nonce: U64
+
+
+@schema(version=1, limit=KIB)
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request was not answered, and what would be."""
+
+    reason: Annotated[str, Text(512)]
+
+
+def seal(identity: Identity, kind: MessageType, payload: object, now: Millis, recipient: PeerId | None = None) -> bytes:
+    """Put a payload into an envelope from `identity`; gives the frame."""
+    return encode(Envelope(kind, now, identity.peer_id, recipient or b"", encode(payload)))
+
+
+def unseal(frame: bytes, authenticated: PeerId, recipient: PeerId | None = None) -> tuple[MessageType, bytes]:
+    """Open an envelope; give its type and the payload's bytes.
+
+    Args:
+        frame: As it came.
+        authenticated: Who sent it, as the connection or the gossip signature proves.
+        recipient: Us, where the message came on a stream.
+
+    Raises:
+        InvalidMessage: Not an envelope, UNKNOWN_TYPE, or WRONG_SENDER (`from` is not the sender, `to` is not us).
+    """
+    envelope = decode(Envelope, frame)
+    try:
+        kind = MessageType(envelope.type)
+    except ValueError:
+        raise InvalidMessage(Fault.UNKNOWN_TYPE, repr(envelope.type)) from None
+    if envelope.sender != authenticated:
+        raise InvalidMessage(Fault.WRONG_SENDER, "`from` is not the authenticated peer")
+    if recipient is not None and envelope.recipient not in {b"", recipient}:
+        raise InvalidMessage(Fault.WRONG_SENDER, "`to` is somebody else")
+    return kind, envelope.payload
+
+
+def expect(frame: bytes, authenticated: PeerId, kind: MessageType, cls: type[T]) -> T:
+    """Open an envelope that must hold one kind of message.
+
+    Raises:
+        InvalidMessage: As `unseal`; NOT_AS_ASKED for another kind, with the reason when it is a refusal.
+    """
+    found, payload = unseal(frame, authenticated)
+    if found is MessageType.REFUSAL:
+        raise InvalidMessage(Fault.NOT_AS_ASKED, f"refused: {decode(Refusal, payload).reason}")
+    if found is not kind:
+        raise InvalidMessage(Fault.NOT_AS_ASKED, f"{found} instead of {kind}")
+    return decode(cls, payload)
+
+
+def sign_card(identity: Identity, card: PeerCard) -> PeerRecord:
+    """Sign what a node says of itself."""
+    return PeerRecord(card, identity.sign(_card_digest(card)))
+
+
+def check_record(record: PeerRecord) -> PeerCard:
+    """Check a record's signature; give the card.
+
+    Raises:
+        InvalidMessage: BAD_KEY or BAD_SIGNATURE.
+    """
+    check_peer_id(record.card.peer_id)
+    verify(record.signature, _card_digest(record.card), record.card.peer_id)
+    return record.card
+
+
+def _card_digest(card: PeerCard) -> Hash:
+    return digest("peer", NO_STORY, encode(card))
+
+
+def topic(story: Hash, name: str) -> str:
+    """Give the gossip topic of a story: `blocks`, `txs` or `peers`."""
+    return f"/loremesh/{story.hex()}/{name}"
