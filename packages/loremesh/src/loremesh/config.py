@@ -1,0 +1,315 @@
+"""One configuration model for every program: flags, then `LOREMESH_*` variables, then a TOML file, then defaults.
+
+A key has one name everywhere: `work_share` in the file is `--work-share` as a flag and `LOREMESH_WORK_SHARE` in the
+environment. A value that cannot be used is refused in one line that says where it came from and what would do. The
+only door to pydantic and platformdirs.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+from urllib.parse import urlsplit
+
+import platformdirs
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+
+from loremesh.errors import UsageError
+from loremesh.primitives import Hash, StoryId
+
+_FILE_LIMIT: Final = 1024 * 1024
+_SHOWN: Final = 80
+_HOSTS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
+LISTEN_DEFAULTS: Final = {"validator": "/ip4/0.0.0.0/tcp/4001", "executor": "/ip4/0.0.0.0/tcp/0"}
+"""A validator is an anchor that others write down, so its port is fixed; an executor takes any free one."""
+
+
+class Program(StrEnum):
+    """Who reads the configuration; it decides the default data directory and listening address."""
+
+    CLIENT = "client"
+    EXECUTOR = "executor"
+    VALIDATOR = "validator"
+
+
+def _as_list(value: object) -> object:
+    """Take `a,b`, `["a", "b"]` and a flag given twice for the same thing."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return tuple(piece.strip() for piece in ",".join(parts).split(",") if piece.strip())
+
+
+def _multiaddr(text: str) -> str:
+    try:
+        protocols = [protocol.name for protocol in Multiaddr(text).protocols()]
+    except (MultiaddrError, ValueError) as error:
+        raise ValueError("should be a multiaddr such as /ip4/127.0.0.1/tcp/4001") from error
+    if len(protocols) < 2 or protocols[0] not in _HOSTS or protocols[1] != "tcp":  # noqa: PLR2004 - a host and a port
+        raise ValueError("should name a host and a TCP port, such as /dns4/example.org/tcp/4001")
+    return text
+
+
+def _story(value: object) -> object:
+    if isinstance(value, str):
+        digits = value.strip().removeprefix("0x")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digits):
+            raise ValueError("should be a story id: 64 hexadecimal digits")
+        return StoryId(Hash(bytes.fromhex(digits)))
+    return value
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("should be a URL such as http://127.0.0.1:11434/v1")
+    return text
+
+
+def _numbers(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _ordered(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError("should be MIN,MAX with MIN not above MAX")
+    return span
+
+
+Addresses = Annotated[tuple[Annotated[str, AfterValidator(_multiaddr)], ...], BeforeValidator(_as_list)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_as_list)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Latency = Annotated[Seconds, Field(ge=0, le=5)]
+
+
+class Settings(BaseModel):
+    """Everything a user can decide; one model for all programs, of which each reads what concerns it.
+
+    The alias of a field is its key in the file, its flag and its variable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    """What logs call this node; of several executors in one process, also the name of its data directory."""
+    data_dir: Path
+    """Holds the key, the chain and the mempool; one process at a time."""
+    listen_addresses: Addresses = Field(alias="listen_address")
+    """Multiaddrs to listen at; port 0 takes a free one."""
+    announce_addresses: Addresses = Field(default=(), alias="announce_address")
+    """Multiaddrs to tell others instead of those listened at, behind a cloud's address translation."""
+    bootstrap_nodes: Addresses = ()
+    """Multiaddrs to connect to first."""
+    genesis: Path | None = None
+    """The genesis file of the story to start or join."""
+    story: Annotated[StoryId | None, BeforeValidator(_story)] = None
+    """The story to join, fetching its genesis from a peer."""
+    key_file: Path | None = None
+    """Where the private key is; None: in the data directory."""
+    private_key: SecretStr | None = None
+    """The private key itself, in hexadecimal."""
+    max_connections_per_address: Annotated[int, Field(ge=1, le=128)] = 32
+    """Most connections accepted from one IP address."""
+    max_reorg: Annotated[int | None, Field(ge=1)] = None
+    """Most blocks that an automatic reorganisation may undo; None: what the protocol recommends."""
+    drain: Annotated[Seconds, Field(ge=0, le=600)] = 2.0
+    """Seconds that calls in flight get when the node is asked to stop."""
+
+    mine: bool = True
+    """Whether an executor races to write the next block."""
+    backend: Literal["builtin", "openai"] = "builtin"
+    """What answers prompts: the built-in generator, or any server that speaks the OpenAI API."""
+    base_url: Annotated[str, AfterValidator(_base_url)] | None = None
+    """The OpenAI-compatible server; None: OpenAI's own."""
+    api_key: SecretStr | None = None
+    """The backend's key; no flag sets it, because a command line is visible to everybody on the machine."""
+    models: Names = Field(default=(), alias="model")
+    """Names of models, as the backend knows them; the first one writes."""
+    max_tokens_per_day: Annotated[int | None, Field(ge=1)] = None
+    """Tokens that the backend may use between midnights UTC; None: any number."""
+    latency: Annotated[tuple[Latency, Latency], BeforeValidator(_numbers), AfterValidator(_ordered)] = (0.0, 0.0)
+    """Seconds, least and most, that the built-in generator pretends to think."""
+    work_share: Annotated[Seconds, Field(gt=0, le=1)] = 0.2
+    """Share of one core that the search for work may use."""
+
+    json_output: bool = Field(default=False, alias="json")
+    """Whether results and events go to stdout as JSON."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe kind of log line shown on stderr."""
+    log_format: Literal["text", "json"] = "text"
+    """How log lines look."""
+
+
+KEYS: Final = tuple(field.alias or name for name, field in Settings.model_fields.items())
+_PATHS: Final = frozenset({"data_dir", "genesis", "key_file"})
+_SECRETS: Final = frozenset({"private_key", "api_key"})
+_TABLE_KEYS: Final = frozenset(KEYS) - {"json", "log_level", "log_format", "drain"}
+_FILE_KEYS: Final = frozenset(KEYS) - {"name"}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Given:
+    """A value somebody gave, and where: a flag, a variable, or a key of a file."""
+
+    value: object
+    where: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _File:
+    """A configuration file: the keys at its top, and those of each `[[executor]]` table."""
+
+    top: dict[str, _Given]
+    executors: tuple[dict[str, _Given], ...] = ()
+
+
+def load_settings(program: Program, flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:
+    """Merge every source into the settings of one node or one client command.
+
+    Args:
+        program: Whose defaults to use.
+        flags: By key, as `KEYS` names them; None where a flag was not given. `config` is the path of the file.
+        environment: The process environment.
+
+    Raises:
+        UsageError: The first thing that is wrong, where it stands, and what would succeed.
+    """
+    file, direct = _sources(flags, environment)
+    return _settings(program, {**file.top, **direct})
+
+
+def load_executors(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[Settings, ...]:
+    """Give the settings of each executor that one process runs: one per `[[executor]]` table, or one without tables.
+
+    A table overrides the keys at the top of its file; flags and the environment override both. A data directory that
+    is not a table's own is shared out: each executor gets the folder of its name in it.
+
+    Raises:
+        UsageError: As `load_settings`; also two executors that would share a key, a folder or a port.
+    """
+    file, direct = _sources(flags, environment)
+    if not file.executors:
+        return (_settings(Program.EXECUTOR, {**file.top, **direct}),)
+    shared = {**file.top, **direct}
+    for key in ("key_file", "private_key"):
+        if key in shared and len(file.executors) > 1:
+            message = f"{shared[key].where}: is one node's, and there are {len(file.executors)} [[executor]] tables"
+            raise UsageError(f"{message}: give {key} in each table")
+    executors = tuple(_executor(number, table, file.top, direct) for number, table in enumerate(file.executors, 1))
+    _refuse_sharing(executors)
+    return executors
+
+
+def _executor(number: int, table: dict[str, _Given], top: dict[str, _Given], direct: dict[str, _Given]) -> Settings:
+    given = {"name": _Given(f"executor-{number}", f"[[executor]] {number}"), **top, **table, **direct}
+    settings = _settings(Program.EXECUTOR, given)
+    own_folder = "data_dir" in table and "data_dir" not in direct
+    return settings if own_folder else settings.model_copy(update={"data_dir": settings.data_dir / settings.name})
+
+
+def _refuse_sharing(executors: tuple[Settings, ...]) -> None:
+    seen = dict[object, str]()
+    for settings in executors:
+        fixed = [address for address in settings.listen_addresses if "/tcp/0" not in address]
+        for thing in (settings.name, settings.data_dir, settings.key_file, *fixed):
+            if thing is not None and thing in seen:
+                raise UsageError(f"[[executor]] tables {seen[thing]!r} and {settings.name!r} both use {thing}")
+            seen[thing] = settings.name
+
+
+def _sources(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[_File, dict[str, _Given]]:
+    direct = dict[str, _Given]()
+    for key in KEYS:
+        variable = f"LOREMESH_{key.upper()}"
+        flag = flags.get(key)
+        if flag is not None and flag != []:
+            direct[key] = _Given(flag, "--" + key.replace("_", "-"))
+        elif environment.get(variable):
+            direct[key] = _Given(environment[variable], variable)
+    path = flags.get("config") or environment.get("LOREMESH_CONFIG")
+    file = _read(Path(str(path))) if path else _File({})
+    keyed = "api_key" in direct or "api_key" in file.top
+    if not keyed and environment.get("OPENAI_API_KEY"):
+        file.top["api_key"] = _Given(environment["OPENAI_API_KEY"], "OPENAI_API_KEY")
+    return file, direct
+
+
+def _read(path: Path) -> _File:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_FILE_LIMIT + 1)
+        if len(data) > _FILE_LIMIT:
+            raise UsageError(f"{path}: a configuration file has at most {_FILE_LIMIT} bytes")
+        table = tomllib.loads(data.decode())
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not TOML: {error}") from error
+    executors = table.pop("executor", [])
+    if not isinstance(executors, list) or not all(isinstance(one, dict) for one in executors):
+        raise UsageError(f"{path}: executors are written as [[executor]] tables")
+    return _File(
+        _keys(table, _FILE_KEYS | {"executor"}, path, str(path)),
+        tuple(
+            _keys(one, _TABLE_KEYS, path, f"[[executor]] {number} of {path}") for number, one in enumerate(executors, 1)
+        ),
+    )
+
+
+def _keys(table: dict[str, Any], known: frozenset[str], path: Path, where: str) -> dict[str, _Given]:
+    given = dict[str, _Given]()
+    for key, value in table.items():
+        if key not in known:
+            close = difflib.get_close_matches(key.replace("-", "_"), known, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(sorted(known))}"
+            raise UsageError(f"{where}: unknown key {key!r}; {hint}")
+        # A path in a file is relative to the file: it means the same from whichever folder the program is started.
+        beside = path.parent / Path(value).expanduser() if key in _PATHS and isinstance(value, str) else value
+        given[key] = _Given(beside, f"{key} in {where}")
+    return given
+
+
+def _settings(program: Program, given: dict[str, _Given]) -> Settings:
+    values: dict[str, object] = {
+        "name": program.value,
+        "data_dir": Path(platformdirs.user_data_path("loremesh", appauthor=False)) / program.value,
+        "listen_address": LISTEN_DEFAULTS.get(program.value, ()),
+        **{key: one.value for key, one in given.items()},
+    }
+    for key in _PATHS & values.keys():
+        values[key] = Path(str(values[key])).expanduser()
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        _refuse(error.errors(include_url=False, include_context=False)[0], given)
+    _check(settings, given)
+    return settings
+
+
+def _refuse(details: ErrorDetails, given: dict[str, _Given]) -> NoReturn:
+    """Turn pydantic's first complaint into our one line."""
+    key = str(details["loc"][0])
+    where = given[key].where if key in given else key
+    reason = details["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    if key not in _SECRETS:
+        shown = repr(details["input"])
+        reason += f", not {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
+    # The cause would repeat what was given, and that may be a secret.
+    raise UsageError(f"{where}: {reason}") from None
+
+
+def _check(settings: Settings, given: dict[str, _Given]) -> None:
+    for one, other in (("genesis", "story"), ("key_file", "private_key")):
+        if one in given and other in given:
+            raise UsageError(f"{given[one].where} and {given[other].where} say the same thing twice: give one of them")
+    if settings.backend == "openai" and not settings.models:
+        raise UsageError(f"{given['backend'].where}: the openai backend needs --model NAME")
+    if settings.base_url is not None and "backend" not in given:
+        raise UsageError(f"{given['base_url'].where}: is for the openai backend: add --backend openai")
