@@ -6,7 +6,7 @@
 
 from enum import StrEnum, unique
 
-from loremesh.primitives import Hash
+from loremesh.primitives import Hash, Millis
 
 
 @unique
@@ -83,6 +83,10 @@ class InvalidTransaction(ProtocolError):
     """A transaction that its sender may not send, or not now."""
 
 
+class InvalidContent(ProtocolError):
+    """Content that breaks a rule of its kind, whoever sent it."""
+
+
 class InvalidBlock(ProtocolError):
     """A block that can never become valid, whatever arrives later."""
 
@@ -113,6 +117,42 @@ class DeadlinePassed(ServiceError):
 
 class BackendError(ServiceError):
     """What answers prompts did not answer this one."""
+
+
+class BackendUnauthorised(BackendError):
+    """The backend refused our key."""
+
+
+class BackendBusy(BackendError):
+    """The backend asks us to wait."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds; None when it did not say
+
+
+class BackendFailed(BackendError):
+    """The backend answered with an error, broke off, or is not there."""
+
+
+class BackendGarbage(BackendError):
+    """The backend answered, but out of its answer comes no paragraph."""
+
+
+class BackendTimeout(BackendError):
+    """The backend took longer than the whole call may take."""
+
+
+class BackendExhausted(BackendError):
+    """Today's tokens are used up."""
+
+    def __init__(self, message: str, resets_at: Millis) -> None:
+        super().__init__(message)
+        self.resets_at = resets_at
+
+
+class PromptTooLong(BackendError):
+    """What a prompt must contain does not fit under the model's token limit."""
 
 
 class StorageError(ServiceError):

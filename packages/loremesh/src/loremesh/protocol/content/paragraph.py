@@ -60,7 +60,7 @@ def fold_paragraph(text: str, max_words: int) -> str | None:
         text: The answer: any characters, any length.
         max_words: At least 1.
     """
-    folded = _to_visible_lines(_without_thoughts(text))
+    folded = _to_visible_lines(_without_thoughts(text)[:_MAX_INPUT])
     # A real answer is stable after two rounds; something nested deeper than this is no paragraph.
     for _ in range(_MAX_ROUNDS):
         before = folded
