@@ -176,8 +176,10 @@ def _build(cls: type, version: int, limit: int) -> _Schema:
     def from_array(array: Any) -> Any:  # noqa: ANN401 - this is the check
         if type(array) is not list or not array:
             raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} is not an array")
-        if array[0] != version or type(array[0]) is not int:
-            raise InvalidMessage(Fault.UNKNOWN_VERSION, f"{cls.__name__} version {array[0]!r:.20}")
+        if type(array[0]) is not int or array[0] != version:
+            # Only an integer is shown: the repr of whatever else stands here may nest too deep for Python.
+            shown = array[0] if type(array[0]) is int else "that is no integer"
+            raise InvalidMessage(Fault.UNKNOWN_VERSION, f"{cls.__name__} version {shown}")
         if len(array) != size:
             raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} of {len(array) - 1} fields, not {size - 1}")
         value = new(cls)

@@ -17,6 +17,7 @@ from loremesh.protocol.identity import NO_STORY, check_peer_id, digest, peer_id_
 GENESIS_HEIGHT: Final = Height(0)
 _TITLE_WORDS: Final = 24
 _PREMISE_WORDS: Final = 200
+_PERSONALITY_WORDS: Final = 8
 _MAX_SPACING: Final = 24 * 3600 * 1000
 
 
@@ -112,7 +113,7 @@ def genesis_from_toml(text: str) -> Genesis:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also what tomllib lets through: huge numbers, deep nesting
         raise InvalidGenesis(f"not TOML: {error}") from error
     _only(table, {"title", "premise", "language", "time", "tracker", "validators", "rules", "parameters"}, "genesis")
     try:
@@ -156,6 +157,10 @@ def _check(genesis: Genesis) -> None:
     try:
         check_paragraph(genesis.title, _TITLE_WORDS)
         check_paragraph(genesis.premise, _PREMISE_WORDS)
+        check_paragraph(genesis.language, 1)
+        for validator in genesis.validators:
+            if validator.personality:
+                check_paragraph(validator.personality, _PERSONALITY_WORDS)
         for peer_id in [*genesis.tracker, *(validator.peer_id for validator in genesis.validators)]:
             check_peer_id(peer_id)
     except ProtocolError as error:

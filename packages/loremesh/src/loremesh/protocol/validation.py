@@ -5,6 +5,7 @@ Source: docs/protocol/block.md, which numbers the rules.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from loremesh.errors import Fault, InvalidBlock, ProtocolError
 from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId, Target
@@ -24,6 +25,8 @@ from loremesh.protocol.identity import check_peer_id, verify
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
 from loremesh.protocol.work import meets, next_target, search_prefix, target_of
+
+MODEL_WORDS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,9 @@ def _check_content(genesis: Genesis, block: Block) -> None:
     if content.kind != PARAGRAPH:
         raise ProtocolError(Fault.UNKNOWN_CONTENT, repr(content.kind))
     check_paragraph(content.text, genesis.rules.words)
+    # Shown beside the text: a name with control characters, or with characters whose normal form depends on the
+    # Unicode table of the running Python, may not enter a chain either.
+    check_paragraph(certificate.model, MODEL_WORDS)
     if certificate.author != block.header.producer:
         raise ProtocolError(Fault.WRONG_AUTHOR)
     if certificate.output_digest != hashlib.sha256(content.text.encode()).digest():
