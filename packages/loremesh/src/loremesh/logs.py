@@ -110,12 +110,14 @@ def _traceback(stream: TextIO, exc_info: Any) -> None:  # noqa: ANN401 - as stru
 
 
 def _plain(value: object) -> object:
-    """Keep numbers, write bytes in hexadecimal, and escape what would move a terminal's cursor."""
+    """Keep numbers, write bytes in hexadecimal, and anything else as text that a terminal may show."""
     if isinstance(value, bool | int | float | None):
         return value
-    if isinstance(value, bytes):
-        return value.hex()
-    text = str(value)
+    return value.hex() if isinstance(value, bytes) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Escape what would move a terminal's cursor, line ends included; anything a peer wrote goes through here."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

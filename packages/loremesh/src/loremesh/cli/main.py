@@ -1,0 +1,17 @@
+"""The `loremesh` program: every command a reader or writer of a story needs."""
+
+import typer
+
+from loremesh.cli import key, new
+from loremesh.cli.options import Version
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def loremesh(version: Version = False) -> None:
+    """Read and write stories on a loremesh network."""
+
+
+app.add_typer(key.app, name="key")
+app.command()(new.new)
