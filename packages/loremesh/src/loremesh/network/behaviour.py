@@ -1,0 +1,484 @@
+"""One node's network: discovery, gossip and calls behind one class and one stream of typed events.
+
+Importing this module imports libp2p, which takes a second or two. Source: docs/protocol/network.md.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import trio
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from loremesh.errors import (
+    DeadlinePassed,
+    Fault,
+    InvalidMessage,
+    LoremeshError,
+    ProtocolError,
+    Unreachable,
+    UsageError,
+)
+from loremesh.network.addresses import Endpoint, endpoint_of_socket
+from loremesh.network.events import (
+    CallServed,
+    GossipReceived,
+    GossipRefused,
+    NetworkEvent,
+    PeerConnected,
+    PeerDisconnected,
+    ProviderRecord,
+    ProvidersFound,
+)
+from loremesh.network.frames import Stream
+from loremesh.network.local import dialable
+from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream import kademlia, pubsub
+from loremesh.network.upstream.gate import Gate
+from loremesh.network.upstream.host import PING_PROTOCOL, QuietHost, ping
+from loremesh.network.upstream.services import running
+from loremesh.network.upstream.streams import StreamPipe, opened
+from loremesh.network.upstream.swarm import close_quietly, is_alive, is_inbound, listen
+from loremesh.primitives import PeerId
+from loremesh.protocol.identity import Identity, check_peer_id, peer_id_text
+
+_log = logging.getLogger("loremesh.network")
+_PROVIDE_DEADLINE: Final = 30.0
+_PROVIDERS_WANTED: Final = 20
+_REMEMBERED_DIALS: Final = 1024
+
+Handler = Callable[[Stream], Awaitable[None]]
+"""Serves one stream; a ProtocolError it raises is the peer's fault, a ServiceError nobody's, the rest are our bugs."""
+
+Accept = Callable[[PeerId, bytes], None]
+"""Checks one gossip message, given its signer and data: quick and pure; raises ProtocolError to refuse it."""
+
+
+class Behaviour:
+    """A node's network. Make it, `serve` and `subscribe`, then `run` it; read `events` all the while.
+
+    Gossip and `CallServed` events are dropped and counted in `dropped_events` when the reader falls behind (gossip is
+    a hint); connection events never are.
+    """
+
+    def __init__(self, identity: Identity, settings: NetworkSettings) -> None:
+        self.peer_id = identity.peer_id
+        self.dropped_events = 0
+        self._settings = settings
+        self._listen = [Endpoint.from_str(text) for text in settings.listen_addresses]
+        self._announced = [Endpoint.from_str(text) for text in settings.announce_addresses]
+        self._tell, self.events = trio.open_memory_channel[NetworkEvent](settings.event_buffer)
+        self._denied = frozenset[PeerId]()
+        self._accepts: dict[str, Accept] = {}
+        self._attended: dict[PeerId, trio.Event] = {}
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._dialled = OrderedDict[PeerId, Endpoint]()
+        self._nursery: trio.Nursery | None = None
+        self._build(identity)
+
+    def _build(self, identity: Identity) -> None:
+        settings = self._settings
+        gate = Gate(
+            identity.secret,
+            self._is_welcome,
+            max_streams=settings.max_streams_per_connection,
+            timeout=settings.handshake_timeout,
+        )
+        self._host = QuietHost(identity.secret, gate, settings)
+        self._swarm = self._host.swarm
+        self._router = pubsub.Router(settings)
+        self._pubsub = pubsub.ContainedPubsub(
+            self._host,
+            self._router,
+            settings,
+            check=self._check_gossip,
+            deliver=self._deliver_gossip,
+            refuse=self._refuse_gossip,
+            is_denied=lambda peer_id: peer_id in self._denied,
+        )
+        self._kademlia = kademlia.BoundedKademlia(self._host, server=settings.dht_server)
+        self._swarm.register_notifee(_Watch(self))
+        self._host.set_stream_handler(pubsub.PROTOCOL, self._blaming(pubsub.PROTOCOL, self._pubsub.stream_handler))
+
+    # running
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; `started` when listening. Afterwards every socket is closed and the port is free.
+
+        Raises:
+            MachineError: A port is taken or not ours to take; nothing runs then.
+        """
+        listeners: list[trio.SocketListener] = []
+        try:
+            for endpoint in self._listen:
+                listeners += await listen(endpoint)
+        except BaseException:
+            for listener in listeners:
+                listener.socket.close()
+            raise
+        names = [endpoint_of_socket(*listener.socket.getsockname()[:2]) for listener in listeners]
+        places = self._announced or dialable(names)
+        self._host.advertised = [Multiaddr(str(place.of(self.peer_id))) for place in places]
+        stopping = trio.Event()
+        # The services run behind a shield, so that a cancelled node first says goodbye; it takes at most 2 s.
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._run_services, listeners, stopping)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                stopping.set()
+
+    async def _run_services(
+        self,
+        listeners: list[trio.SocketListener],
+        stopping: trio.Event,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with trio.CancelScope(shield=True) as shield:
+            async with AsyncExitStack() as stack:
+                for service in (self._swarm, self._router, self._pubsub, self._kademlia):
+                    await stack.enter_async_context(running(service))
+                await self._pubsub.wait_until_ready()
+                self._nursery = await stack.enter_async_context(trio.open_nursery())
+                accepting = await self._nursery.start(self._accept_sockets, listeners)
+                task_status.started()
+                await stopping.wait()
+                accepting.cancel()
+                await self._swarm.close_all()
+                self._nursery = None
+                shield.cancel()
+
+    async def _accept_sockets(
+        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[trio.CancelScope]
+    ) -> None:
+        assert self._nursery is not None  # noqa: S101 - for the type checker: our caller has just opened it
+        with trio.CancelScope() as accepting:
+            task_status.started(accepting)
+            if listeners:
+                await trio.serve_listeners(self._swarm.serve_socket, listeners, handler_nursery=self._nursery)
+
+    # peers
+
+    def addresses(self) -> tuple[str, ...]:
+        """List the addresses at which others can dial this node, each ending in /p2p/<peer id>; none before `run`."""
+        return tuple(str(address) for address in self._host.advertised)
+
+    def connected(self) -> tuple[PeerId, ...]:
+        """List the peers of which `PeerConnected` was or is about to be told."""
+        return tuple(peer_id for peer_id in self._attended if self._is_connected(peer_id))
+
+    def known_addresses(self, peer_id: PeerId) -> tuple[str, ...]:
+        """List where this peer was really dialled, then where it says it can be, each ending in /p2p/<peer id>."""
+        dialled = [self._dialled[peer_id]] if peer_id in self._dialled else []
+        return tuple(dict.fromkeys(map(str, [*dialled, *self._swarm.endpoints_of(ID(peer_id))])))
+
+    async def connect(self, address: str, timeout: float = 5) -> PeerId:  # noqa: ASYNC109 - seconds, as everywhere here
+        """Have a connection to the node at a multiaddr, and tell its peer id; without /p2p whoever answers is right.
+
+        Raises:
+            UsageError: Not an address to dial.
+            ConnectionRefused: Nobody listens there.
+            Unreachable: No connection, or another peer answers, or it is denied here or there.
+            DeadlinePassed: Not within `timeout` seconds.
+        """
+        endpoint = Endpoint.from_str(address)
+        if endpoint.is_wildcard or not endpoint.port:
+            raise UsageError(f"cannot dial {address}: it names no one place")
+        if endpoint.peer_id == self.peer_id:
+            raise UsageError(f"cannot dial {address}: that is this node")
+        with trio.move_on_after(timeout):
+            return await self._connect(endpoint)
+        raise DeadlinePassed(f"no connection to {address} within {timeout:g} s")
+
+    async def _connect(self, endpoint: Endpoint) -> PeerId:
+        if endpoint.peer_id is None:
+            return await self._dial(endpoint)
+        if endpoint.peer_id in self._denied:
+            raise Unreachable(f"{peer_id_text(endpoint.peer_id)} is on the deny list")
+        lock = self._dialling.setdefault(endpoint.peer_id, trio.Lock())
+        try:
+            async with lock:
+                for connection in self._swarm.get_connections(ID(endpoint.peer_id)):
+                    if await is_alive(connection):
+                        return endpoint.peer_id
+                    self._start(close_quietly, connection)
+                return await self._dial(endpoint)
+        finally:
+            if not lock.locked():
+                self._dialling.pop(endpoint.peer_id, None)
+
+    async def _dial(self, endpoint: Endpoint) -> PeerId:
+        connection = await self._swarm.dial(endpoint)
+        peer_id = PeerId(connection.muxed_conn.peer_id.to_bytes())
+        self._dialled[peer_id] = endpoint.of(peer_id)
+        self._dialled.move_to_end(peer_id)
+        while len(self._dialled) > _REMEMBERED_DIALS:
+            self._dialled.popitem(last=False)
+        return peer_id
+
+    async def disconnect(self, peer_id: PeerId) -> None:
+        """Close every connection to a peer; it may come back."""
+        async with trio.open_nursery() as nursery:
+            for connection in self._swarm.get_connections(ID(peer_id)):
+                nursery.start_soon(close_quietly, connection)
+
+    def deny(self, peers: frozenset[PeerId]) -> None:
+        """Replace the deny list: its peers are disconnected, neither dialled nor let in, and not heard in gossip."""
+        self._denied = peers
+        for peer_id in peers:
+            if self._is_connected(peer_id):
+                self._start(self.disconnect, peer_id)
+
+    def _is_welcome(self, peer_id: PeerId) -> bool:
+        return peer_id not in self._denied and peer_id != self.peer_id
+
+    def _is_connected(self, peer_id: PeerId) -> bool:
+        return any(not connection.is_closed for connection in self._swarm.get_connections(ID(peer_id)))
+
+    def on_connection(self, connection: INetConn) -> None:
+        """Take in that the swarm has one connection more."""
+        peer_id = PeerId(connection.muxed_conn.peer_id.to_bytes())
+        older = [known for known in self._swarm.get_connections(ID(peer_id)) if known is not connection]
+        if older:
+            self._start(self._swarm.retire, older)
+        if peer_id not in self._attended:
+            self._attended[peer_id] = trio.Event()
+            self._start(self._attend, peer_id, connection)
+
+    def on_disconnection(self, connection: INetConn) -> None:
+        """Take in that the swarm has one connection less."""
+        changed = self._attended.get(PeerId(connection.muxed_conn.peer_id.to_bytes()))
+        if changed is not None:
+            changed.set()
+
+    async def _attend(self, peer_id: PeerId, connection: INetConn) -> None:
+        try:
+            while self._is_connected(peer_id):
+                with trio.move_on_after(self._settings.handshake_timeout):
+                    await self._welcome(ID(peer_id))
+                if not self._is_connected(peer_id):
+                    break
+                inbound = is_inbound(connection)
+                places = [str(address) for address in connection.get_transport_addresses()]
+                await self._tell.send(PeerConnected(peer_id, places[0] if places else "", inbound))
+                while self._is_connected(peer_id):
+                    await self._attended[peer_id].wait()
+                    self._attended[peer_id] = trio.Event()
+                await self._tell.send(PeerDisconnected(peer_id))
+                connection = next(iter(self._swarm.get_connections(ID(peer_id))), connection)
+        finally:
+            del self._attended[peer_id]
+            self._host.forget(ID(peer_id))
+
+    async def _welcome(self, peer_id: ID) -> None:
+        await self._host.identify(peer_id)
+        await self._kademlia.add_peer(peer_id)
+        try:
+            await self._pubsub.welcome(peer_id)
+        except Unreachable as error:
+            _log.debug("%s without gossip: %s", peer_id, error)
+
+    def _start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
+
+    # calls
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        """Answer streams of a protocol. Whatever a handler raises ends its stream and nothing else."""
+
+        async def handle(stream: INetStream) -> None:
+            pipe = StreamPipe(stream)
+            peer_id = check_peer_id(stream.muxed_conn.peer_id.to_bytes())
+            await handler(Stream(pipe, peer_id, max_frame=self._settings.max_frame))
+            self._start(pipe.linger)
+
+        self._host.set_stream_handler(TProtocol(protocol), self._blaming(protocol, handle))
+
+    def _blaming(
+        self, protocol: str, handle: Callable[[INetStream], Awaitable[None]]
+    ) -> Callable[[INetStream], Awaitable[None]]:
+        async def blaming(stream: INetStream) -> None:
+            peer_id = PeerId(stream.muxed_conn.peer_id.to_bytes())
+            fault: Fault | None = None
+            try:
+                await handle(stream)
+            except Exception as error:  # noqa: BLE001 - no stream may end the node; `_fault_of` tells whose doing it was
+                fault = _fault_of(error, f"{protocol} of {peer_id_text(peer_id)}")
+                await StreamPipe(stream).reset()
+            except BaseException:
+                await StreamPipe(stream).reset()
+                raise
+            self._tell_if_room(CallServed(protocol, peer_id, fault))
+
+        return blaming
+
+    @asynccontextmanager
+    async def open(self, peer_id: PeerId, protocol: str, timeout: float = 5) -> AsyncIterator[Stream]:  # noqa: ASYNC109 - as above
+        """Hold a stream to a connected peer; it is reset if the block raises, and finished if it does not.
+
+        Raises:
+            UnsupportedProtocol: The peer does not speak `protocol`.
+            Unreachable: Not connected, or the stream could not be opened.
+            DeadlinePassed: Not within `timeout` seconds.
+        """
+        if not self._is_connected(peer_id):
+            raise Unreachable(f"not connected to {peer_id_text(peer_id)}")
+        async with opened(self._host, ID(peer_id), protocol, timeout, self._linger) as pipe:
+            yield Stream(pipe, peer_id, max_frame=self._settings.max_frame)
+
+    def _linger(self, pipe: StreamPipe) -> None:
+        self._start(pipe.linger)
+
+    async def call(self, peer_id: PeerId, protocol: str, frame: bytes, timeout: float) -> bytes:  # noqa: ASYNC109 - as above
+        """Send one frame and receive one, all within `timeout` seconds.
+
+        Raises:
+            InvalidMessage: The answer is too long, or UNFINISHED: there was none.
+            UnsupportedProtocol: The peer does not speak `protocol`.
+            Unreachable: Not connected, or the stream broke.
+            DeadlinePassed: Not in time.
+        """
+        answer: bytes | None = None
+        with trio.move_on_after(timeout) as deadline:
+            async with self.open(peer_id, protocol, timeout) as stream:
+                await stream.send(frame, timeout)
+                await stream.finish()
+                answer = await stream.receive(timeout, self._settings.max_frame)
+        if deadline.cancelled_caught:
+            raise DeadlinePassed(f"no answer to {protocol} within {timeout:g} s")
+        if answer is None:
+            raise InvalidMessage(Fault.UNFINISHED, f"no answer to {protocol}")
+        return answer
+
+    async def ping(self, peer_id: PeerId, timeout: float = 5) -> float:  # noqa: ASYNC109 - as above
+        """Measure one round trip to a connected peer, in seconds.
+
+        Raises:
+            Unreachable: Not connected, or the stream broke.
+            DeadlinePassed: Not within `timeout` seconds.
+        """
+        if not self._is_connected(peer_id):
+            raise Unreachable(f"not connected to {peer_id_text(peer_id)}")
+        with trio.move_on_after(timeout):
+            async with opened(self._host, ID(peer_id), PING_PROTOCOL, timeout, self._linger) as pipe:
+                return await ping(pipe)
+        raise DeadlinePassed(f"no answer to a ping within {timeout:g} s")
+
+    # gossip
+
+    async def subscribe(self, topic: str, accept: Accept) -> None:
+        """Receive and relay a topic's messages, those that `accept` lets through. Other topics are not even kept."""
+        self._accepts[topic] = accept
+        await self._pubsub.subscribe(topic)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send a message to everyone subscribed to a topic that this node is subscribed to; it does not come back here.
+
+        Raises:
+            InvalidMessage: TOO_LARGE, it is longer than peers take.
+        """
+        if topic not in self._accepts:
+            raise ValueError(f"not subscribed to {topic}")
+        if len(data) > self._settings.max_frame - pubsub.ENVELOPE:
+            raise InvalidMessage(Fault.TOO_LARGE, f"gossip of {len(data)} bytes")
+        await self._pubsub.publish(topic, data)
+
+    def _check_gossip(self, message: pubsub.Message) -> bool:
+        try:
+            self._accepts[message.topic](message.signer, message.data)
+        except ProtocolError:
+            raise
+        except Exception:  # noqa: BLE001 - a bug of ours must not be a way for a peer to end the node
+            _log.exception("checking a message of %s failed: this is a bug", message.topic)
+            return False
+        return True
+
+    def _deliver_gossip(self, message: pubsub.Message) -> None:
+        self._tell_if_room(GossipReceived(message.topic, message.data, message.signer, message.forwarder))
+
+    def _refuse_gossip(self, topic: str, fault: Fault, signer: PeerId, forwarder: PeerId) -> None:
+        self._tell_if_room(GossipRefused(topic, fault, signer, forwarder))
+
+    def _tell_if_room(self, event: NetworkEvent) -> None:
+        waiting = self._tell.statistics().current_buffer_used
+        if waiting >= self._settings.event_buffer - self._settings.max_connections:  # the rest is for connection events
+            self.dropped_events += 1
+            return
+        try:
+            self._tell.send_nowait(event)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.dropped_events += 1  # nobody reads any more
+
+    # discovery
+
+    async def provide(self, key: str) -> None:
+        """Say in the DHT that this node provides `key`; the nodes nearest to the key keep that for two days."""
+        with trio.move_on_after(_PROVIDE_DEADLINE):
+            await self._kademlia.provider_store.provide(kademlia.key_of(key))
+
+    async def find_providers(self, key: str, timeout: float = 5) -> tuple[ProviderRecord, ...]:  # noqa: ASYNC109 - as above
+        """Ask the DHT who provides `key`, this node excepted; what it says may be out of date.
+
+        Raises:
+            DeadlinePassed: The lookup did not end within `timeout` seconds.
+        """
+        with trio.move_on_after(timeout) as deadline:
+            infos = await self._kademlia.provider_store.find_providers(kademlia.key_of(key), _PROVIDERS_WANTED)
+        if deadline.cancelled_caught:
+            raise DeadlinePassed(f"the lookup of {key} did not end within {timeout:g} s")
+        found: dict[PeerId, list[str]] = {}
+        for info in infos:
+            try:
+                peer_id = check_peer_id(info.peer_id.to_bytes())
+            except InvalidMessage:
+                continue
+            places = [str(address).partition("/p2p/")[0] for address in info.addrs]
+            found.setdefault(peer_id, []).extend(f"{place}/p2p/{peer_id_text(peer_id)}" for place in places)
+        found.pop(self.peer_id, None)
+        records = tuple(ProviderRecord(peer_id, tuple(dict.fromkeys(places))) for peer_id, places in found.items())
+        self._tell_if_room(ProvidersFound(key, records))
+        return records
+
+
+class _Watch(INotifee):
+    """Passes the swarm's news on."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
+        self._behaviour.on_connection(conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
+        self._behaviour.on_disconnection(conn)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
+def _fault_of(error: Exception, what: str) -> Fault | None:
+    errors = list(_leaves(error))
+    if not all(isinstance(leaf, LoremeshError) for leaf in errors):
+        _log.error("serving %s failed: this is a bug", what, exc_info=error)
+        return None
+    _log.debug("serving %s ended: %s", what, error)
+    return next((leaf.fault for leaf in errors if isinstance(leaf, ProtocolError)), None)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

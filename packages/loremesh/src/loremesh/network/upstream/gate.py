@@ -1,0 +1,66 @@
+"""Who may connect: `libp2p.transport.upgrader.TransportUpgrader.upgrade_security`.
+
+Symptoms: the default host accepts plaintext and secio, so anyone can claim to be anyone; any kind of key is a peer,
+although only a secp256k1 id gives an EVM address; there is no say in who connects; and a dial must know the peer id
+beforehand although the handshake would tell.
+
+Here noise is all that is offered, and a remote is admitted right after it has proved its key.
+"""
+
+from collections.abc import Callable
+
+from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.crypto.secp256k1 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.transport.exceptions import SecurityUpgradeFailure
+from libp2p.transport.upgrader import TransportUpgrader
+
+from loremesh.errors import InvalidMessage
+from loremesh.network.upstream.muxing import PROTOCOL as YAMUX
+from loremesh.network.upstream.muxing import BoundedMuxers, BoundedYamux
+from loremesh.primitives import PeerId
+from loremesh.protocol.identity import check_peer_id
+
+
+class Gate(TransportUpgrader):
+    """Noise and nothing but noise, yamux and nothing but yamux, and only peers that `is_welcome` lets in."""
+
+    def __init__(
+        self, secret: bytes, is_welcome: Callable[[PeerId], bool], *, max_streams: int, timeout: float
+    ) -> None:
+        noise = Noise(create_new_key_pair(secret), noise_privkey=new_x25519_key_pair().private_key)
+        super().__init__({NOISE: noise}, {YAMUX: BoundedYamux})
+        self.muxer_multistream = BoundedMuxers(max_streams, timeout)
+        self._is_welcome = is_welcome
+
+    async def upgrade_security(
+        self,
+        raw_conn: IRawConnection,
+        is_initiator: bool,  # noqa: FBT001 - upstream's
+        peer_id: ID | None = None,
+    ) -> ISecureConn:
+        """Prove both keys to each other and admit the remote.
+
+        Raises:
+            SecurityUpgradeFailure: No noise, a false proof, another peer than `peer_id`, or one that is not welcome.
+        """
+        if is_initiator and peer_id is None:
+            try:
+                secured = await self.security_multistream.secure_outbound(raw_conn, None)  # type: ignore[arg-type]  # noise takes None
+            except HandshakeFailure as error:
+                raise SecurityUpgradeFailure("handshake failed") from error
+        else:
+            secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        try:
+            remote = check_peer_id(secured.get_remote_peer().to_bytes())
+        except InvalidMessage as error:
+            await secured.close()
+            raise SecurityUpgradeFailure(f"a peer of another kind: {error}") from error
+        if not self._is_welcome(remote):
+            await secured.close()
+            raise SecurityUpgradeFailure("a peer that is not welcome here")
+        return secured

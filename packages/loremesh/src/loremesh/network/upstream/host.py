@@ -1,0 +1,80 @@
+"""Identify: `libp2p.host.basic_host.BasicHost._schedule_identify`, and `PingService`.
+
+Symptoms: identify runs as a trio system task, which outlives the host and whose failure ends the process with
+TrioInternalError; nothing says when it is done; `PingService.ping` measures whole milliseconds and answers 0.
+"""
+
+import secrets
+import time
+from typing import Final
+
+import trio
+from libp2p.crypto.secp256k1 import create_new_key_pair
+from libp2p.host.basic_host import BasicHost, _IdentifyNotifee
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import PING_LENGTH
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from multiaddr import Multiaddr
+
+from loremesh.errors import Unreachable
+from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream import reading
+from loremesh.network.upstream.gate import Gate
+from loremesh.network.upstream.streams import StreamPipe, contain
+from loremesh.network.upstream.swarm import BoundedSwarm
+
+PING_PROTOCOL: Final = str(PING)
+
+
+class QuietHost(BasicHost):
+    """A host on a bounded swarm, that identifies a peer when told to and advertises what it is told."""
+
+    def __init__(self, secret: bytes, gate: Gate, settings: NetworkSettings) -> None:
+        reading.install()
+        key_pair = create_new_key_pair(secret)
+        peer_id = ID.from_pubkey(key_pair.public_key)
+        peerstore = PeerStore()
+        peerstore.add_key_pair(peer_id, key_pair)
+        self.swarm = BoundedSwarm(peer_id, peerstore, gate, settings)
+        self.advertised: list[Multiaddr] = []
+        super().__init__(
+            self.swarm,
+            negotiate_timeout=max(1, int(settings.handshake_timeout)),
+            addrs_factory=lambda _: self.advertised,
+            disable_identify_address_discovery=True,
+        )
+        self.swarm.notifees = [known for known in self.swarm.notifees if not isinstance(known, _IdentifyNotifee)]
+        self.swarm.set_stream_handler(contain(self._swarm_stream_handler))
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        """Do nothing: `identify` is called where its failure belongs to somebody."""
+
+    async def identify(self, peer_id: ID) -> None:
+        """Ask a peer who it says it is: its protocols and addresses go to the peerstore. Failure leaves them empty."""
+        await self._identify_peer(peer_id, reason="connected")
+
+    def forget(self, peer_id: ID) -> None:
+        """Let the next connection of a peer be identified afresh."""
+        self._identified_peers.pop(peer_id, None)
+
+
+async def ping(pipe: StreamPipe) -> float:
+    """Measure one round trip on a stream of the ping protocol, in seconds.
+
+    Raises:
+        Unreachable: The stream broke, or what came back is not what was sent.
+    """
+    payload = secrets.token_bytes(PING_LENGTH)
+    started = time.perf_counter()
+    await pipe.write(payload)
+    answer = b""
+    while len(answer) < PING_LENGTH:
+        piece = await pipe.read(PING_LENGTH - len(answer))
+        if not piece:
+            break
+        answer += piece
+    if answer != payload:
+        raise Unreachable("the answer to a ping was something else")
+    await trio.lowlevel.checkpoint()
+    return time.perf_counter() - started

@@ -1,0 +1,111 @@
+"""What one connection may cost: `libp2p.stream_muxer.yamux.yamux.Yamux`.
+
+Symptoms: the other side may open any number of streams, each with a task here; it may send on a stream nobody reads
+without ever meeting the window (160 MB sent are 200 MB held); a task that is cancelled while it writes leaves half a
+frame on the wire, after which nothing on that connection can be read; when the muxer's task is cancelled its socket
+stays open as a zombie at the other side.
+"""
+
+import logging
+import struct
+from typing import Final
+
+import trio
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+
+from loremesh.primitives import MIB
+
+_log = logging.getLogger("loremesh.network")
+_WRITE_DEADLINE: Final = 5.0
+_UNREAD_LIMIT: Final = 16 * MIB
+PROTOCOL: Final = TProtocol(yamux.PROTOCOL_ID)
+
+
+class BoundedYamux(Yamux):
+    """A yamux connection with a limit on streams and on unread bytes, whose frames are whole or end it."""
+
+    def __init__(self, secured: ISecureConn, peer_id: ID, max_streams: int) -> None:
+        super().__init__(secured, peer_id, is_initiator=secured.is_initiator)
+        self._max_streams = max_streams
+
+    async def start(self) -> None:
+        """Serve the connection until it ends; its socket never outlives this task."""
+        try:
+            await super().start()
+        finally:
+            if not self.event_closed.is_set():
+                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                    await self._cleanup_on_error()
+                self.event_closed.set()
+
+    async def accept_stream(self) -> IMuxedStream:
+        """Give the next stream the other side opened; those over the limit are reset."""
+        while True:
+            stream = await super().accept_stream()
+            theirs = sum(1 for known in self.streams.values() if not known.is_initiator)
+            if theirs <= self._max_streams:
+                return stream
+            _log.debug("peer %s holds %d streams open", self.peer_id, theirs)
+            await stream.reset()
+
+    async def _read_data_body(self, length: int) -> bytes:
+        if length + sum(map(len, self.stream_buffers.values())) > _UNREAD_LIMIT:
+            # The one exception for which upstream ends the connection rather than the stream.
+            raise trio.TooSlowError(f"more than {_UNREAD_LIMIT} unread bytes")
+        return await super()._read_data_body(length)
+
+    async def _write_frame(self, data: bytes) -> None:
+        async with self._write_lock:
+            if self.event_closed.is_set():
+                raise ConnectionClosedError("connection is closed")
+            with trio.CancelScope(shield=True), trio.move_on_after(_WRITE_DEADLINE) as deadline:
+                await self.secured_conn.write(data)
+            if deadline.cancelled_caught:
+                self.event_shutting_down.set()
+                await self.secured_conn.close()
+                raise ConnectionClosedError("the other side takes nothing any more")
+        await trio.lowlevel.checkpoint()
+
+    async def is_answering(self, within: float) -> bool:
+        """Ask the other side for a sign of life, for at most `within` seconds."""
+        if self._ping_event.is_set():
+            self._ping_event = trio.Event()
+        answered = self._ping_event
+        self._ping_id += 1
+        ping = struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_PING, yamux.FLAG_SYN, 0, self._ping_id)
+        try:
+            with trio.move_on_after(within):
+                await self._write_frame(ping)
+                await answered.wait()
+        except Exception as error:  # noqa: BLE001 - whatever upstream's write raises, the answer is no
+            _log.debug("no sign of life from %s: %r", self.peer_id, error)
+            return False
+        # Upstream's own periodic ping may have put another event in the place of the one we waited for.
+        return answered.is_set() or self._ping_event.is_set()
+
+
+class BoundedMuxers(MuxerMultistream):
+    """Offers yamux alone; stock code builds its own Yamux whatever class it was given."""
+
+    def __init__(self, max_streams: int, timeout: float) -> None:
+        super().__init__({PROTOCOL: BoundedYamux}, max(1, int(timeout)))
+        self._max_streams = max_streams
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        """Agree on yamux and put it on the secured connection."""
+        protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
+        return self._annotate_connection(BoundedYamux(conn, peer_id, self._max_streams), conn, protocol)
+
+
+def is_reset(stream: IMuxedStream) -> bool:
+    """Tell a stream that broke from one that ended: upstream raises the same for both.
+
+    Also true when the whole connection is going down, since then nobody can know what was still to come.
+    """
+    return isinstance(stream, YamuxStream) and (stream.reset_received or stream.conn.event_shutting_down.is_set())

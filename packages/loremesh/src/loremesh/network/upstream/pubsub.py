@@ -1,0 +1,282 @@
+"""Gossip: `libp2p.pubsub.pubsub.Pubsub` and `libp2p.pubsub.gossipsub.GossipSub`.
+
+Symptoms: `stream_handler` lets the decoding error of one junk frame out, `push_msg` the error of a bad key or of a
+raising validator, each ending the process; every message gets a task of its own, however many come; 32 messages wait
+for a reader or for a peer and the rest are dropped without a word; our own bursts count as spam; the heartbeat comes
+every 120 s, and after half a minute of adapting every 60 s; `_emit_control_msgs` sends the GRAFTs, PRUNEs and IHAVEs
+of one peer to the next one too; two tasks writing to one stream mix their pieces; message ids carry a prefix that
+other implementations do not, so IHAVE and IWANT never match; `_handle_new_peer` keeps writing into the dead connection
+of a peer that came back, and `_handle_dead_peer` forgets the topics that the peer has just told on the new one.
+"""
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from google.protobuf.message import DecodeError
+from libp2p.abc import IHost, INetStream
+from libp2p.io.exceptions import MessageTooLarge
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
+from libp2p.pubsub import mcache
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.validators import signature_validator
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
+from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream.streams import reset
+from loremesh.primitives import KIB, PeerId
+from loremesh.protocol.identity import check_peer_id
+
+_log = logging.getLogger("loremesh.network")
+PROTOCOL: Final = PROTOCOL_ID_V11
+ENVELOPE: Final = 4 * KIB
+"""Room that a message's signature, key, topic and framing take beside its data, generously."""
+_QUEUE: Final = 1024
+_QUEUE_IS_LONG: Final = 512
+_PACE: Final = 0.005
+_PATIENCE: Final = 1.0
+_SEEN: Final = 64 * KIB
+_SEQNO_BYTES: Final = 8
+_TOPICS_PER_PEER: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A gossip message whose signature holds."""
+
+    topic: str
+    data: bytes
+    signer: PeerId
+    forwarder: PeerId
+
+
+def message_id(message: rpc_pb2.Message) -> bytes:
+    """Name a message as js-libp2p does: the signer's key (the peer id without its multihash header), then seqno."""
+    return bytes(message.from_id[2:] + message.seqno)
+
+
+class Router(GossipSub):
+    """GossipSub v1.1 that beats every second and tells each peer only what concerns it."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__(
+            [PROTOCOL],
+            degree=6,
+            degree_low=4,
+            degree_high=12,
+            heartbeat_interval=settings.heartbeat_interval,  # type: ignore[arg-type]  # upstream sleeps this long
+            adaptive_gossip_enabled=False,
+            eclipse_protection_enabled=False,
+            spam_protection_enabled=False,
+            max_pending_messages_per_peer=16,
+        )
+
+    async def _emit_control_msgs(
+        self,
+        peers_to_graft: dict[ID, list[str]],
+        peers_to_prune: dict[ID, list[str]],
+        peers_to_gossip: dict[ID, dict[str, list[bytes]]],
+    ) -> None:
+        # One peer per call: upstream's lists run over from peer to peer, but not from call to call.
+        for peer in {*peers_to_graft, *peers_to_prune, *peers_to_gossip}:
+            await super()._emit_control_msgs(
+                {peer: peers_to_graft[peer]} if peer in peers_to_graft else {},
+                {peer: peers_to_prune[peer]} if peer in peers_to_prune else {},
+                {peer: peers_to_gossip[peer]} if peer in peers_to_gossip else {},
+            )
+        self.recent_message_deliveries.clear()  # kept for the adaptive mode alone, and never emptied without it
+
+
+class ContainedPubsub(Pubsub):
+    """Pubsub that no message can break, that delivers straight to `deliver` and follows a peer to its new connection.
+
+    Args:
+        check: Called with each message whose signature holds, once; raises ProtocolError to refuse it, says False to
+            drop it without a word.
+        deliver: Called with each message that is new and accepted, never with our own.
+        refuse: Called with the topic, the fault, the signer and the forwarder of each message that is not.
+        is_denied: Tells peers that are not to be heard.
+    """
+
+    def __init__(
+        self,
+        host: IHost,
+        router: Router,
+        settings: NetworkSettings,
+        *,
+        check: Callable[[Message], bool],
+        deliver: Callable[[Message], None],
+        refuse: Callable[[str, Fault, PeerId, PeerId], None],
+        is_denied: Callable[[PeerId], bool],
+    ) -> None:
+        mcache.default_msg_id_fn = message_id  # type: ignore[assignment]  # the router's cache asks this and not the constructor's argument
+        super().__init__(
+            host,
+            router,
+            strict_signing=True,
+            msg_id_constructor=message_id,
+            max_subscriptions_per_rpc=_TOPICS_PER_PEER,
+            max_subscriptions_per_peer=_TOPICS_PER_PEER,
+            max_inbound_rpc_size=settings.max_frame + ENVELOPE,
+        )
+        self._gossip = router
+        self._check = check
+        self._deliver = deliver
+        self._refuse = refuse
+        self._is_denied = is_denied
+        self._me = PeerId(host.get_id().to_bytes())
+        self._handled = OrderedDict[bytes, None]()
+        self._writing: weakref.WeakKeyDictionary[INetStream, trio.Lock] = weakref.WeakKeyDictionary()
+        self._registering: dict[ID, trio.Lock] = {}
+
+    # inbound
+
+    async def stream_handler(self, stream: INetStream) -> None:
+        """Read one peer's gossip until its stream ends.
+
+        Raises:
+            InvalidMessage: A frame that is no gossip.
+        """
+        try:
+            await self.continuously_read_stream(stream)
+        except StreamError:
+            _log.debug("the gossip stream of %s ended", stream.muxed_conn.peer_id)
+        await reset(stream)
+
+    async def continuously_read_stream(self, stream: INetStream) -> None:
+        """Read frames one after the other: a peer that sends faster than we check waits, and costs no memory."""
+        peer_id = stream.muxed_conn.peer_id
+        while True:
+            try:
+                frame = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
+                rpc = rpc_pb2.RPC.FromString(frame)
+            except MessageTooLarge as error:
+                raise InvalidMessage(Fault.FRAME_TOO_LONG, "gossip") from error
+            except DecodeError as error:
+                raise InvalidMessage(Fault.WRONG_SHAPE, "gossip that is not protobuf") from error
+            rpc.ClearField(
+                "senderRecord"
+            )  # addresses come from identify; checking one with every frame costs more than the rest
+            for message in rpc.publish:
+                await self.push_msg(peer_id, message)
+            for subscription in rpc.subscriptions[:_TOPICS_PER_PEER]:
+                self.handle_subscription(peer_id, subscription)
+            if rpc.HasField("control"):
+                await self.router.handle_rpc(rpc, peer_id)
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Check a message, deliver it and pass it on; our own go out unchecked."""
+        forwarder = PeerId(msg_forwarder.to_bytes())
+        topic = msg.topicIDs[0] if len(msg.topicIDs) == 1 else ""
+        if topic not in self.topic_ids or message_id(msg) in self._handled:
+            return
+        try:
+            signer = check_peer_id(msg.from_id)
+        except InvalidMessage as error:
+            self._refuse(topic, error.fault, forwarder, forwarder)
+            return
+        if forwarder != self._me:
+            if signer == self._me or self._is_denied(signer) or self._is_denied(forwarder):
+                return
+            try:
+                if not self._admit(Message(topic, msg.data, signer, forwarder), msg):
+                    return
+            except ProtocolError as error:
+                self._refuse(topic, error.fault, signer, forwarder)
+                return
+        else:
+            self._remember(msg)
+        await self.router.publish(msg_forwarder, msg)
+
+    def _admit(self, message: Message, msg: rpc_pb2.Message) -> bool:
+        if len(msg.seqno) != _SEQNO_BYTES or not _is_signed(msg):
+            # Not remembered: else a forger could keep the true message of that id from us.
+            raise InvalidMessage(Fault.BAD_SIGNATURE, "gossip")
+        self._remember(msg)
+        if not self._check(message):
+            return False
+        self._deliver(message)
+        return True
+
+    def _remember(self, msg: rpc_pb2.Message) -> None:
+        self._mark_msg_seen(msg)
+        self._handled[message_id(msg)] = None
+        while len(self._handled) > _SEEN:
+            self._handled.popitem(last=False)
+
+    def _is_msg_seen(self, msg: rpc_pb2.Message) -> bool:
+        return message_id(msg) in self._handled
+
+    # outbound
+
+    async def publish(self, topic_id: str | list[str], data: bytes) -> None:
+        """Send a message to the topic, as slowly as the slowest of its peers takes it, but within a second."""
+        with trio.move_on_after(_PATIENCE):
+            while any(len(queue) > _QUEUE_IS_LONG for queue in self.peer_queues.values()):  # noqa: ASYNC110 - upstream has no event for it
+                await trio.sleep(_PACE)
+        await super().publish(topic_id, data)
+
+    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        """Write one frame; frames of different tasks do not mix."""
+        async with self._writing.setdefault(stream, trio.Lock()):
+            return await super().write_msg(stream, rpc_msg)
+
+    # peers that come, come back, and go
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        async with self._registering.setdefault(peer_id, trio.Lock()):
+            if peer_id in self.peers and self._is_current(self.peers[peer_id]):
+                return
+            self._drop_stream(peer_id)
+            await super()._handle_new_peer(peer_id)
+            if (queue := self.peer_queues.get(peer_id)) is not None:
+                queue._queue.max_size = _QUEUE  # noqa: SLF001 - upstream passes no size through
+                queue.max_message_size = self.max_inbound_rpc_size
+            for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
+                await self._gossip.on_peer_subscribed(peer_id, topic)
+
+    def _is_current(self, stream: INetStream) -> bool:
+        connections = self.host.get_network().get_connections(stream.muxed_conn.peer_id)
+        return bool(connections) and connections[-1].muxed_conn is stream.muxed_conn
+
+    def _drop_stream(self, peer_id: ID) -> None:
+        if self.peers.pop(peer_id, None) is not None:
+            if (queue := self.peer_queues.pop(peer_id, None)) is not None:
+                queue.close()
+            self.router.remove_peer(peer_id)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        if not self._peer_is_connected(peer_id):
+            self._registering.pop(peer_id, None)
+            super()._handle_dead_peer(peer_id)
+            return
+        # Its topics stay known: it told them on a stream of its own, and will not tell them again.
+        self._drop_stream(peer_id)
+        self._schedule_peer_stream_retry(peer_id)
+
+    async def welcome(self, peer_id: ID) -> None:
+        """Have a gossip stream to the peer on its newest connection.
+
+        Raises:
+            Unreachable: It speaks no gossip, or is gone.
+        """
+        try:
+            await self._handle_new_peer(peer_id)
+        except Exception as error:
+            raise Unreachable(f"no gossip stream: {error}") from error
+
+
+def _is_signed(msg: rpc_pb2.Message) -> bool:
+    try:
+        return signature_validator(msg)
+    except Exception as error:  # noqa: BLE001 - a stranger's key and signature: anything may come out of upstream
+        _log.debug("a signature could not even be checked: %r", error)
+        return False

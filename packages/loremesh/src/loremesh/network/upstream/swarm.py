@@ -1,0 +1,261 @@
+"""Connections: `libp2p.network.swarm.Swarm`, and the listener of `libp2p.transport.tcp.tcp`.
+
+Symptoms, inbound: `_do_handle_inbound_connection` keeps its slot and its task until the node ends, so after 250
+connections in its lifetime a node refuses everybody; half-open handshakes are not limited; the listener sets
+SO_REUSEPORT, so two processes share one port without an error and each gets part of the dials.
+
+Symptoms, outbound: `dial_peer` waits 250 ms after it has succeeded, tries one address per kind of transport, drops
+loopback addresses when it knows others, and remembers a failure for 60 s whatever is learned meanwhile; the
+auto-connector dials peers nobody asked for; `close` takes 0.2 s for each connection, one after the other.
+
+With two connections to a peer upstream prefers the one with more streams, which after a reconnection is the dead one.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore, PeerStoreError
+from libp2p.rcmgr import Direction
+from multiaddr import Multiaddr
+
+from loremesh.errors import ConnectionRefused, MachineError, ServiceError, Unreachable, UsageError
+from loremesh.network.addresses import Endpoint
+from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream.gate import Gate
+from loremesh.network.upstream.muxing import BoundedYamux
+from loremesh.primitives import PeerId
+
+_log = logging.getLogger("loremesh.network")
+_NOWHERE: Final = Multiaddr("/ip4/0.0.0.0/tcp/0")
+_ADDRESSES_TO_TRY: Final = 8
+_SIGN_OF_LIFE: Final = 2.0
+_FAREWELL: Final = 1.5
+
+
+class BoundedSwarm(Swarm):
+    """The connections of a node: bounded inbound, quick outbound, closed all at once."""
+
+    def __init__(self, peer_id: ID, peerstore: PeerStore, gate: Gate, settings: NetworkSettings) -> None:
+        # Zero watermarks keep the auto-connector still; the resource manager would count what is counted here already.
+        config = ConnectionConfig(
+            max_connections=settings.max_connections,
+            min_connections=0,
+            low_watermark=0,
+            high_watermark=settings.max_connections,
+            inbound_upgrade_timeout=settings.handshake_timeout,
+            outbound_upgrade_timeout=settings.handshake_timeout,
+            inbound_stream_protocol_negotiation_timeout=settings.handshake_timeout,
+            outbound_stream_protocol_negotiation_timeout=settings.handshake_timeout,
+        )
+        super().__init__(peer_id, peerstore, gate, [], connection_config=config)
+        self._settings = settings
+        self._inbound = Counter[str]()
+        self._handshakes = trio.CapacityLimiter(settings.max_pending)
+
+    # inbound
+
+    async def serve_socket(self, socket: trio.SocketStream) -> None:
+        """Serve one accepted socket until its connection ends; never raises but for cancellation."""
+        address = str(socket.socket.getpeername()[0])
+        if not self._may_enter(address):
+            _log.debug("no room for a connection from %s", address)
+            await trio.aclose_forcefully(socket)
+            return
+        self._inbound[address] += 1
+        try:
+            muxed = await self._shake_hands(RawConnection(TrioTCPStream(socket), initiator=False))
+            await muxed.event_closed.wait()
+        except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
+            _log.debug("a connection from %s came to nothing: %r", address, error)
+        finally:
+            self._inbound[address] -= 1
+            if not self._inbound[address]:
+                del self._inbound[address]
+            await trio.aclose_forcefully(socket)
+
+    def _may_enter(self, address: str) -> bool:
+        settings = self._settings
+        is_loopback = address.startswith("127.") or address in {"::1", "::ffff:127.0.0.1"}
+        cap = settings.max_connections_per_loopback_address if is_loopback else settings.max_connections_per_address
+        outbound = sum(not is_inbound(conn) for conn in self.get_connections())
+        return self._inbound[address] < cap and self._inbound.total() + outbound < settings.max_connections
+
+    async def _shake_hands(self, raw: RawConnection) -> BoundedYamux:
+        with trio.fail_after(self._settings.handshake_timeout):
+            async with self._handshakes:
+                muxed = await self.upgrade_inbound_raw_conn(raw, _NOWHERE)
+        assert isinstance(muxed, BoundedYamux)  # noqa: S101 - the gate offers nothing else
+        return muxed
+
+    # outbound
+
+    async def dial(self, endpoint: Endpoint) -> SwarmConn:
+        """Connect to one place, trying each address that its name resolves to. The caller sets the deadline.
+
+        Raises:
+            ConnectionRefused: Nobody listens there.
+            Unreachable: No connection, no handshake, not welcome, or another peer than expected.
+        """
+        if len(self.get_connections()) >= self._settings.max_connections:
+            raise Unreachable(f"{self._settings.max_connections} connections are open already")
+        errors: list[Exception] = []
+        for host in (await _resolve(endpoint))[:_ADDRESSES_TO_TRY]:
+            try:
+                return await self._dial(host, endpoint)
+            except ServiceError as error:
+                errors.append(error)
+        if errors and all(isinstance(error, ConnectionRefused) for error in errors):
+            raise ConnectionRefused(f"nobody listens at {endpoint}") from errors[-1]
+        raise Unreachable(str(errors[-1]) if errors else f"{endpoint.host} has no address") from None
+
+    async def _dial(self, host: str, endpoint: Endpoint) -> SwarmConn:
+        try:
+            socket = await trio.open_tcp_stream(host, endpoint.port)
+        except OSError as error:
+            if _is_refusal(error):
+                raise ConnectionRefused(f"nobody listens at {endpoint}") from error
+            raise Unreachable(f"no way to {endpoint}: {error}") from error
+        expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
+        gate = self.upgrader
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                raw = RawConnection(TrioTCPStream(socket), initiator=True)
+                secured = await gate.upgrade_security(raw, is_initiator=True, peer_id=expected)
+                muxed = await gate.upgrade_connection(secured, secured.get_remote_peer())
+                return await self.add_conn(muxed, direction="outbound")
+        except Exception as error:
+            await trio.aclose_forcefully(socket)
+            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+        except BaseException:
+            await trio.aclose_forcefully(socket)
+            raise
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """Connect to a peer at the addresses known of it: how Kademlia reaches the peers it hears of.
+
+        Raises:
+            SwarmException: As upstream's own, which its callers expect.
+        """
+        alive = self._filter_valid_connections(self.get_connections(peer_id))
+        if alive:
+            return alive
+        for endpoint in self.endpoints_of(peer_id)[:_ADDRESSES_TO_TRY]:
+            try:
+                with trio.fail_after(self._settings.handshake_timeout):
+                    return [await self.dial(endpoint)]
+            except (ServiceError, trio.TooSlowError) as error:
+                _log.debug("dialling %s: %s", endpoint, error)
+        raise SwarmException(f"no address of {peer_id} answers")
+
+    def endpoints_of(self, peer_id: ID) -> list[Endpoint]:
+        """List the places where a peer says it can be dialled, those this node can dial."""
+        try:
+            texts = [str(address) for address in self.peerstore.addrs(peer_id)]
+        except PeerStoreError:
+            return []
+        endpoints = []
+        for text in texts:
+            try:
+                endpoint = Endpoint.from_str(text.partition("/p2p/")[0])
+            except UsageError:
+                continue
+            if not endpoint.is_wildcard and endpoint.port:
+                endpoints.append(endpoint.of(PeerId(peer_id.to_bytes())))
+        return list(dict.fromkeys(endpoints))
+
+    # both
+
+    def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:  # noqa: ARG002 - upstream's
+        return connections[-1]  # the newest: it has just proved itself
+
+    def _schedule_auto_connect(self) -> None:
+        """Do nothing: this node dials whom it is told to."""
+
+    async def retire(self, connections: Sequence[INetConn]) -> None:
+        """Close those of the older connections to a peer that give no sign of life; two live ones may stay.
+
+        Both sides of a simultaneous dial keep both connections: neither can know which one the other prefers.
+        """
+        async with trio.open_nursery() as nursery:
+            for conn in connections:
+                nursery.start_soon(self._retire, conn)
+
+    async def _retire(self, conn: INetConn) -> None:
+        if not await is_alive(conn):
+            _log.debug("closing a connection to %s that has gone silent", conn.muxed_conn.peer_id)
+            await close_quietly(conn)
+
+    async def close_all(self) -> None:
+        """Close every connection at once, with a goodbye where the other side still takes one; at most 2 s."""
+        with trio.CancelScope(shield=True), trio.move_on_after(_FAREWELL + 0.5):
+            async with trio.open_nursery() as nursery:
+                for conn in self.get_connections():
+                    nursery.start_soon(close_quietly, conn)
+
+
+def is_inbound(conn: INetConn) -> bool:
+    """Tell whether the other side dialled."""
+    return isinstance(conn, SwarmConn) and conn.direction is Direction.INBOUND
+
+
+async def is_alive(conn: INetConn) -> bool:
+    """Ask for a sign of life on this very connection."""
+    muxed = conn.muxed_conn
+    return isinstance(muxed, BoundedYamux) and not muxed.is_closed and await muxed.is_answering(_SIGN_OF_LIFE)
+
+
+async def close_quietly(conn: INetConn) -> None:
+    """Close a connection with a goodbye, or without one when the other side does not take it in time."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cut, conn.muxed_conn)
+            await conn.close()
+            nursery.cancel_scope.cancel()
+    except Exception as error:  # noqa: BLE001 - whatever upstream raises here, the connection is gone
+        _log.debug("closing a connection failed: %r", error)
+
+
+async def _cut(muxed: IMuxedConn) -> None:
+    await trio.sleep(_FAREWELL)
+    if isinstance(muxed, BoundedYamux):
+        await muxed.secured_conn.close()  # a goodbye stuck in a full buffer gives up when its socket goes
+
+
+async def listen(endpoint: Endpoint) -> list[trio.SocketListener]:
+    """Listen at one place, alone.
+
+    Raises:
+        MachineError: The port is taken, or not ours to take.
+    """
+    try:
+        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+    except OSError as error:
+        raise MachineError(f"cannot listen at {endpoint} (port {endpoint.port}): {error.strerror or error}") from error
+
+
+async def _resolve(endpoint: Endpoint) -> list[str]:
+    try:
+        infos = await trio.socket.getaddrinfo(
+            endpoint.host, endpoint.port, endpoint.family, trio.socket.SOCK_STREAM, trio.socket.IPPROTO_TCP
+        )
+    except OSError as error:
+        raise Unreachable(f"{endpoint.host} has no address: {error}") from error
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if isinstance(error, ConnectionRefusedError):
+        return True
+    cause = error.__cause__
+    return isinstance(cause, BaseExceptionGroup) and all(map(_is_refusal, cause.exceptions))
