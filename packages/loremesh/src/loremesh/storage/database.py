@@ -1,0 +1,170 @@
+"""SQLite through apsw: durable transactions shared by concurrent callers, and reads that never wait for them.
+
+Why apsw, why threads and why no writer task: docs/adr/0002-storage.md.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import apsw
+import trio
+
+from loremesh.errors import LoremeshError, MachineError, StorageError
+from loremesh.storage.files import sync_directory
+from loremesh.storage.migrations import migrate
+from loremesh.storage.transaction import transaction
+from loremesh.storage.writes import Write
+
+T = TypeVar("T")
+
+_MOST_SHARED: Final = 256
+"""Callers whose writes share one transaction at most, so that the first of them need not wait without end."""
+_BUSY_MILLIS: Final = 5000
+_REFUSALS: Final = (apsw.FullError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)
+_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
+_FAILURES: Final = (apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.NoMemError, apsw.ProtocolError)
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One caller's writes, and what became of them."""
+
+    writes: tuple[Write, ...]
+    is_done: bool = False
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Database:
+    """One writing and one reading connection to the same file, each used by one thread at a time."""
+
+    path: Path
+    writer: apsw.Connection
+    reader: apsw.Connection
+    _waiting: dict[_Request, None] = field(default_factory=dict)
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _writing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _reading: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator[Self]:
+        """Open `path`, made if missing, at the newest version; its directory exists and is ours alone.
+
+        Raises:
+            MachineError: It cannot be opened, is damaged, or is of a newer program.
+            StorageError: The disk failed.
+        """
+        writer, reader = await trio.to_thread.run_sync(_open, path)
+        database = cls(path, writer, reader)
+        try:
+            yield database
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(reader.close)
+                await trio.to_thread.run_sync(writer.close)
+
+    async def commit(self, writes: tuple[Write, ...]) -> None:
+        """Make all of `writes` durable, or none of them.
+
+        Callers that come while a transaction is on its way to the disk share the next one: whoever gets the turn
+        writes for everybody waiting. A write that fails fails its own caller only. When cancelled: all or nothing
+        is kept, and nothing if the turn had not come.
+
+        Raises:
+            MachineError: The disk is full or read-only, or the file is damaged.
+            StorageError: The disk failed; the next commit may succeed.
+        """
+        request = _Request(writes)
+        self._waiting[request] = None
+        try:
+            async with self._turn:
+                if not request.is_done:
+                    await self._write_for_all()
+        finally:
+            self._waiting.pop(request, None)
+        if request.error is not None:
+            raise request.error
+
+    async def read(self, query: Callable[[apsw.Connection], T]) -> T:
+        """Run `query` on the reading connection: it sees every commit that has returned.
+
+        Raises:
+            MachineError: The file is damaged.
+            StorageError: The disk failed.
+        """
+        return await trio.to_thread.run_sync(self._query, query, limiter=self._reading)
+
+    def _query(self, query: Callable[[apsw.Connection], T]) -> T:
+        with explained(self.path):
+            return query(self.reader)
+
+    async def _write_for_all(self) -> None:
+        # Both queues are first come first served, so whoever has the turn is first in this one too.
+        requests = list(islice(self._waiting, _MOST_SHARED))
+        # A thread is never abandoned: whoever is cancelled here first ends what it does for the others.
+        errors = await trio.to_thread.run_sync(
+            self._transact, [request.writes for request in requests], limiter=self._writing
+        )
+        for request, error in zip(requests, errors, strict=True):
+            request.is_done, request.error = True, error
+            self._waiting.pop(request, None)
+
+    def _transact(self, requests: list[tuple[Write, ...]]) -> list[Exception | None]:
+        try:
+            with explained(self.path), transaction(self.writer):
+                for writes in requests:
+                    for write in writes:
+                        write.apply(self.writer)
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller whose write it was
+            if len(requests) == 1:
+                return [error]
+            # The whole transaction is undone: alone, only those to blame fail.
+            return [self._transact([writes])[0] for writes in requests]
+        return [None] * len(requests)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite says about the machine into errors that say what to do. Bugs of ours pass unchanged."""
+    try:
+        yield
+    except LoremeshError:
+        raise
+    except apsw.FullError as error:
+        raise MachineError(f"no space left for {path}: free some and start again") from error
+    except _REFUSALS as error:
+        raise MachineError(f"cannot write {path}: {error}") from error
+    except _DAMAGE as error:
+        raise MachineError(
+            f"{path} is damaged ({error}): move it away and start again, the story comes back from the peers"
+        ) from error
+    except _FAILURES as error:
+        raise StorageError(f"{path}: {error}") from error
+
+
+def _open(path: Path) -> tuple[apsw.Connection, apsw.Connection]:
+    with explained(path):
+        writer = apsw.Connection(str(path))
+        try:
+            _prepare(writer)
+            migrate(writer)
+            sync_directory(path.parent)  # SQLite syncs the file, and the name of its log, but not the file's name
+            reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            _prepare(reader)
+            reader.pragma("query_only", value=True)
+        except BaseException:
+            writer.close()
+            raise
+    return writer, reader
+
+
+def _prepare(connection: apsw.Connection) -> None:
+    connection.set_busy_timeout(_BUSY_MILLIS)
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", "FULL")  # NORMAL may forget the last commits in a power cut
+    connection.pragma("foreign_keys", value=True)

@@ -1,0 +1,160 @@
+"""Everything a node keeps: one story's blocks, the transactions that wait, the peers met, and small notes."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Self, cast
+
+import apsw
+
+from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
+from loremesh.storage.database import Database
+from loremesh.storage.lock import locked
+from loremesh.storage.writes import (
+    RememberPeer,
+    RemoveTransactions,
+    SaveBlocks,
+    SaveGenesis,
+    SaveTransactions,
+    SetNote,
+    StoredBlock,
+    Write,
+)
+
+DATABASE_NAME: Final = "node.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeer:
+    """Where a peer was reached, and when last."""
+
+    address: str
+    peer_id: PeerId
+    seen: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One data directory, owned by one process.
+
+    Every method that writes returns when the change is durable. All of them raise `MachineError` (disk full, damaged
+    file) or `StorageError` (the disk failed), as `Database` says; afterwards the store is still usable.
+    """
+
+    directory: Path
+    _database: Database
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, directory: Path) -> AsyncIterator[Self]:
+        """Lock `directory` (made if missing) and open what it keeps.
+
+        Raises:
+            MachineError: In use, not writable, damaged, or written by a newer program.
+            StorageError: The disk failed.
+        """
+        with locked(directory):
+            async with Database.open(directory / DATABASE_NAME) as database:
+                yield cls(directory, database)
+
+    async def commit(self, *writes: Write) -> None:
+        """Make all of `writes` durable at once, or none: a block, the end of its transactions and the new head.
+
+        Concurrent callers share one trip to the disk. When cancelled, all of `writes` are kept or none.
+        """
+        if writes:
+            await self._database.commit(writes)
+
+    async def save_genesis(self, story: StoryId, data: bytes) -> None:
+        """Keep the genesis of the one story of this directory.
+
+        Raises:
+            UsageError: Another story is kept here.
+        """
+        await self.commit(SaveGenesis(story, data))
+
+    async def load_genesis(self) -> bytes | None:
+        """Give the encoded genesis, None in a new directory."""
+
+        def query(connection: apsw.Connection) -> bytes | None:
+            row = connection.execute("select data from block where parent is null").fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(query)
+
+    async def save_blocks(self, blocks: Sequence[StoredBlock]) -> None:
+        """Keep blocks, parents first (the genesis before all); those kept already stay as they are."""
+        await self.commit(SaveBlocks(tuple(blocks)))
+
+    async def blocks(self, batch: int = 256) -> AsyncIterator[list[StoredBlock]]:
+        """Give every block but the genesis in the order they were saved, `batch` at a time."""
+        last = 0
+        while found := await self._database.read(partial(_blocks_after, after=last, limit=batch)):
+            last = found[-1][0]
+            yield [StoredBlock(*row[1:]) for row in found]
+
+    async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
+        """Give the encodings of those of `hashes` that are kept; the genesis is not among them."""
+
+        def query(connection: apsw.Connection) -> dict[Hash, bytes]:
+            found = {}
+            for hash_ in hashes:
+                row = connection.execute(
+                    "select data from block where hash = ? and parent is not null", (hash_,)
+                ).fetchone()
+                if row is not None:
+                    found[hash_] = row[0]
+            return found
+
+        return await self._database.read(query)
+
+    async def save_transactions(self, transactions: Sequence[tuple[Hash, bytes]]) -> None:
+        """Keep transactions (hash and encoding) that wait for a block."""
+        await self.commit(SaveTransactions(tuple(transactions)))
+
+    async def remove_transactions(self, hashes: Sequence[Hash]) -> None:
+        """Forget transactions that wait no longer."""
+        await self.commit(RemoveTransactions(tuple(hashes)))
+
+    async def transactions(self) -> list[bytes]:
+        """Give the encoding of every waiting transaction, in the order they were saved."""
+        return await self._database.read(
+            lambda connection: [row[0] for row in connection.execute("select data from pending order by sequence")]
+        )
+
+    async def set_note(self, key: str, value: bytes) -> None:
+        """Keep one small fact under a name, in place of the one before."""
+        await self.commit(SetNote(key, value))
+
+    async def note(self, key: str) -> bytes | None:
+        """Give the fact kept under a name, None if there is none."""
+
+        def query(connection: apsw.Connection) -> bytes | None:
+            row = connection.execute("select value from note where key = ?", (key,)).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(query)
+
+    async def remember_peer(self, address: str, peer_id: PeerId, seen: Millis) -> None:
+        """Keep where a peer was reached."""
+        await self.commit(RememberPeer(address, peer_id, seen))
+
+    async def known_peers(self, limit: int) -> list[KnownPeer]:
+        """Give at most `limit` addresses, those seen last first."""
+
+        def query(connection: apsw.Connection) -> list[KnownPeer]:
+            rows = connection.execute("select address, peer_id, seen from peer order by seen desc limit ?", (limit,))
+            return [KnownPeer(*row) for row in rows]
+
+        return await self._database.read(query)
+
+
+def _blocks_after(connection: apsw.Connection, after: int, limit: int) -> list[tuple[int, Hash, Hash, Height, bytes]]:
+    rows = connection.execute(
+        "select sequence, hash, parent, height, data from block where sequence > ? and parent is not null "
+        "order by sequence limit ?",
+        (after, limit),
+    )
+    return cast("list[tuple[int, Hash, Hash, Height, bytes]]", rows.fetchall())

@@ -1,0 +1,149 @@
+import hashlib
+from pathlib import Path
+
+import apsw
+import pytest
+
+from loremesh.errors import UsageError
+from loremesh.primitives import Hash, Height, Millis, PeerId
+from loremesh.storage.store import KnownPeer, Store
+from loremesh.storage.writes import MOST_PEERS, RememberPeer, RemoveTransactions, SaveBlocks, SetNote, StoredBlock
+
+STORY = Hash(hashlib.sha256(b"genesis").digest())
+PEER = PeerId(bytes(39))
+
+
+def chain(length: int) -> list[StoredBlock]:
+    blocks = []
+    parent = STORY
+    for height in range(1, length + 1):
+        data = b"block %d" % height
+        blocks.append(StoredBlock(Hash(hashlib.sha256(data).digest()), parent, Height(height), data))
+        parent = blocks[-1].hash
+    return blocks
+
+
+async def everything(store: Store, batch: int = 256) -> list[StoredBlock]:
+    return [block async for blocks in store.blocks(batch) for block in blocks]
+
+
+async def test_a_new_directory_is_made_and_holds_nothing(tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "a" / "b") as store:
+        assert await store.load_genesis() is None
+        assert await everything(store) == []
+        assert await store.transactions() == []
+        assert await store.note("head") is None
+        assert await store.known_peers(10) == []
+
+
+async def test_what_was_saved_is_there_after_reopening(tmp_path: Path) -> None:
+    blocks = chain(7)
+    transactions = [(Hash(hashlib.sha256(data).digest()), data) for data in (b"c", b"a", b"b")]
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        await store.save_blocks(blocks)
+        await store.save_transactions(transactions)
+        await store.remove_transactions([transactions[1][0]])
+        await store.set_note("head", b"one")
+        await store.set_note("head", b"two")
+        await store.remember_peer("/ip4/127.0.0.1/tcp/1", PEER, Millis(5))
+
+    async with Store.open(tmp_path) as store:
+        assert await store.load_genesis() == b"genesis"
+        assert await everything(store) == blocks
+        assert await store.transactions() == [b"c", b"b"]
+        assert await store.note("head") == b"two"
+        assert await store.known_peers(10) == [KnownPeer("/ip4/127.0.0.1/tcp/1", PEER, Millis(5))]
+
+
+async def test_a_commit_is_seen_by_reads_as_soon_as_it_returns(tmp_path: Path) -> None:
+    async with Store.open(tmp_path) as store:
+        for number in range(50):
+            await store.set_note("count", b"%d" % number)
+            assert await store.note("count") == b"%d" % number
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 10, 11])
+async def test_blocks_come_back_in_the_order_saved_whatever_the_batch(tmp_path: Path, batch: int) -> None:
+    blocks = chain(10)
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        for block in blocks:
+            await store.save_blocks([block])
+
+        batches = [found async for found in store.blocks(batch)]
+
+    assert [block for found in batches for block in found] == blocks
+    assert all(len(found) <= batch for found in batches)
+
+
+async def test_saving_a_block_again_changes_nothing(tmp_path: Path) -> None:
+    blocks = chain(3)
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        await store.save_blocks(blocks)
+        await store.save_blocks([blocks[0], *chain(4)])
+
+        assert await everything(store) == chain(4)
+
+
+async def test_a_block_whose_parent_is_not_kept_is_refused_and_nothing_of_its_batch_stays(tmp_path: Path) -> None:
+    blocks = chain(3)
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+
+        with pytest.raises(apsw.ConstraintError):
+            await store.save_blocks([blocks[0], blocks[2]])
+
+        assert await everything(store) == []
+
+
+async def test_only_known_blocks_are_loaded(tmp_path: Path) -> None:
+    blocks = chain(3)
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        await store.save_blocks(blocks[:2])
+
+        assert await store.load_blocks([block.hash for block in blocks] + [STORY]) == {
+            block.hash: block.data for block in blocks[:2]
+        }
+
+
+async def test_a_block_its_transactions_and_the_head_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    block, orphan = chain(1)[0], chain(9)[8]
+    transaction = (Hash(bytes(32)), b"suggest")
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        await store.save_transactions([transaction])
+
+        with pytest.raises(apsw.ConstraintError):
+            await store.commit(RemoveTransactions((transaction[0],)), SetNote("head", b"9"), SaveBlocks((orphan,)))
+        assert (await store.transactions(), await store.note("head")) == ([b"suggest"], None)
+
+        await store.commit(RemoveTransactions((transaction[0],)), SetNote("head", b"1"), SaveBlocks((block,)))
+        assert (await store.transactions(), await store.note("head")) == ([], b"1")
+
+
+async def test_a_directory_keeps_one_story(tmp_path: Path) -> None:
+    other = Hash(hashlib.sha256(b"other").digest())
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        await store.save_genesis(STORY, b"genesis")
+
+        with pytest.raises(
+            UsageError, match=f"keeps story {STORY.hex()}, not {other.hex()}: choose another --data-dir"
+        ):
+            await store.save_genesis(other, b"other")
+
+        assert await store.load_genesis() == b"genesis"
+
+
+async def test_the_peers_seen_last_are_remembered_and_an_older_sighting_changes_nothing(tmp_path: Path) -> None:
+    async with Store.open(tmp_path) as store:
+        await store.commit(*(RememberPeer(f"/ip4/127.0.0.1/tcp/{n}", PEER, Millis(n)) for n in range(MOST_PEERS + 3)))
+        await store.remember_peer(f"/ip4/127.0.0.1/tcp/{MOST_PEERS}", PEER, Millis(1))
+
+        known = await store.known_peers(MOST_PEERS * 2)
+
+    assert [peer.seen for peer in known] == list(range(MOST_PEERS + 2, 2, -1))
+    assert known[2].seen == MOST_PEERS
