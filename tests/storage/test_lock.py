@@ -48,8 +48,11 @@ def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
 
 
 def test_a_program_started_meanwhile_does_not_inherit_the_lock(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "print('running', flush=True); input()"]
     with locked(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, close_fds=False)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "running\n"
     with child, locked(tmp_path):
         child.kill()
 
