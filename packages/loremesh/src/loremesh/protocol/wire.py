@@ -209,6 +209,14 @@ class Account:
     nonce: U64
 
 
+@schema(version=1, limit=64)
+@dataclass(frozen=True, slots=True)
+class TransactionAccepted:
+    """The transaction waits in the answering node's mempool now."""
+
+    hash: HashField
+
+
 @schema(version=1, limit=KIB)
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -217,9 +225,24 @@ class Refusal:
     reason: Annotated[str, Text(512)]
 
 
-def seal(identity: Identity, kind: MessageType, payload: object, now: Millis, recipient: PeerId | None = None) -> bytes:
-    """Put a payload into an envelope from `identity`; gives the frame."""
-    return encode(Envelope(kind, now, identity.peer_id, recipient or b"", encode(payload)))
+def seal(identity: Identity, kind: MessageType, payload: object, now: int, recipient: PeerId | None = None) -> bytes:
+    """Put a payload into an envelope from `identity`; gives the frame.
+
+    Args:
+        identity: The sender.
+        kind: Says which type `payload` has.
+        payload: A value of that type.
+        now: Unix milliseconds, for the reader's logs.
+        recipient: None: everybody.
+    """
+    return seal_bytes(identity, kind, encode(payload), now, recipient)
+
+
+def seal_bytes(
+    identity: Identity, kind: MessageType, payload: bytes, now: int, recipient: PeerId | None = None
+) -> bytes:
+    """Put a payload that is encoded already into an envelope."""
+    return encode(Envelope(kind, Millis(now), identity.peer_id, recipient or b"", payload))
 
 
 def unseal(frame: bytes, authenticated: PeerId, recipient: PeerId | None = None) -> tuple[MessageType, bytes]:

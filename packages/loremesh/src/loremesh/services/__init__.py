@@ -1,0 +1,1 @@
+"""Long-lived tasks, one owner for each piece of state."""

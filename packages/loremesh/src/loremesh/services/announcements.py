@@ -1,0 +1,179 @@
+"""Announcements: tells the network of new blocks and transactions, and takes in what others tell.
+
+Gossip is a hint: whatever it carries can be pulled. What is malformed or badly signed is refused before it is
+relayed; a block whose parent is unknown is relayed and waits as an orphan.
+
+Source: docs/protocol/gossip.md.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from loremesh.errors import Fault, InvalidMessage, InvalidTransaction, ProtocolError, ServiceError
+from loremesh.network.events import GossipReceived
+from loremesh.primitives import PeerId
+from loremesh.protocol.block import Block, header_hash
+from loremesh.protocol.codec import decode, encode
+from loremesh.protocol.identity import Identity
+from loremesh.protocol.transaction import Transaction, check_transaction
+from loremesh.protocol.validation import check_block_alone
+from loremesh.protocol.wire import (
+    INLINE_BODY,
+    BlockAnnouncement,
+    MessageType,
+    PeerRecord,
+    check_record,
+    expect,
+    seal,
+    topic,
+    unseal,
+)
+from loremesh.services.chain import ChainService, Penalize
+from loremesh.services.happenings import Clock
+from loremesh.services.peers import PeerService
+from loremesh.services.sync import Puller
+
+logger = logging.getLogger("loremesh.announcements")
+
+_PUBLISH_TIMEOUT: Final = 10.0
+
+
+class Network(Protocol):
+    """What announcing needs of the network."""
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Gossip."""
+
+    async def subscribe(self, topic: str, accept: Callable[[PeerId, bytes], None]) -> None:
+        """Listen to a topic; `accept` refuses by raising."""
+
+
+class Announcer:
+    """The gossip of one story.
+
+    Args:
+        identity: Ours.
+        chain: Takes what comes.
+        network: Carries it.
+        peers: Takes heartbeats.
+        puller: Fetches bodies that were not inline.
+        penalize: Hears which peer broke which rule.
+        clock: For the envelopes' log timestamps.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        chain: ChainService,
+        network: Network,
+        puller: Puller,
+        penalize: Penalize,
+        clock: Clock,
+    ) -> None:
+        self._identity = identity
+        self._chain = chain
+        self._network = network
+        self._puller = puller
+        self._penalize = penalize
+        self._clock = clock
+        story = chain.store.story
+        self._blocks, self._transactions, self._peers = (topic(story, name) for name in ("blocks", "txs", "peers"))
+
+    async def subscribe(self) -> None:
+        """Listen to the story's topics."""
+        await self._network.subscribe(self._blocks, self._check_announcement)
+        await self._network.subscribe(self._transactions, self._check_transaction)
+        await self._network.subscribe(self._peers, _check_heartbeat)
+
+    async def announce(self, block: Block) -> None:
+        """Tell the network of a block that is ours and durable."""
+        body = encode(block)
+        header = block.header
+        announcement = BlockAnnouncement(
+            height=header.height,
+            hash=header_hash(header),
+            producer=header.producer,
+            timestamp=header.time,
+            body=body if len(body) <= INLINE_BODY else b"",
+        )
+        await self._publish(self._blocks, MessageType.BLOCK_ANNOUNCEMENT, announcement)
+
+    async def relay(self, transaction: Transaction) -> None:
+        """Tell the network of a transaction that came to us directly."""
+        await self._publish(self._transactions, MessageType.TRANSACTION, transaction)
+
+    async def beat(self, heartbeat: bytes) -> None:
+        """Gossip our heartbeat."""
+        with trio.move_on_after(_PUBLISH_TIMEOUT):
+            await self._network.publish(self._peers, heartbeat)
+
+    async def on_gossip(self, received: GossipReceived, peers: PeerService) -> None:
+        """Take in a message that passed its topic's check."""
+        if received.topic == self._blocks:
+            announcement = expect(received.data, received.signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
+            await self._take_announcement(announcement, received.forwarder)
+        elif received.topic == self._transactions:
+            await self._take_transaction(received)
+        elif received.topic == self._peers:
+            record = expect(received.data, received.signer, MessageType.HEARTBEAT, PeerRecord)
+            peers.on_heartbeat(received.signer, record)
+
+    async def _take_announcement(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
+        if self._chain.knows(announcement.hash):
+            return
+        try:
+            if announcement.body:
+                await self._chain.submit(decode(Block, announcement.body), forwarder)
+            else:
+                await self._fetch(announcement, forwarder)
+        except ProtocolError as error:  # the chain has penalised the sender already
+            logger.info("an announced block was refused: %s", error)
+        except ServiceError as error:
+            logger.info("an announced block could not be fetched: %s", error)
+
+    async def _fetch(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
+        async def take(block: Block) -> None:
+            await self._chain.submit(block, forwarder)
+
+        await self._puller.blocks(forwarder, self._chain.store.story, [announcement.hash], take)
+
+    async def _take_transaction(self, received: GossipReceived) -> None:
+        transaction = expect(received.data, received.signer, MessageType.TRANSACTION, Transaction)
+        try:
+            await self._chain.add_transaction(transaction)
+        except InvalidTransaction as error:  # most likely overtaken by a block: not the forwarder's fault
+            logger.debug("a gossiped transaction is not wanted: %s", error)
+
+    def _check_announcement(self, signer: PeerId, data: bytes) -> None:
+        announcement = expect(data, signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
+        if announcement.producer != signer:
+            raise InvalidMessage(Fault.WRONG_SENDER, "a block announced by somebody else")
+        if announcement.body:
+            block, store = decode(Block, announcement.body), self._chain.store
+            name = check_block_alone(store.genesis, store.story, block)
+            header = block.header
+            said = (announcement.hash, announcement.height, announcement.producer, announcement.timestamp)
+            if said != (name, header.height, header.producer, header.time):
+                raise InvalidMessage(Fault.NOT_AS_ASKED, "the announcement is not of the block inside")
+
+    def _check_transaction(self, signer: PeerId, data: bytes) -> None:
+        transaction = expect(data, signer, MessageType.TRANSACTION, Transaction)
+        check_transaction(self._chain.store.story, transaction)
+
+    async def _publish(self, name: str, kind: MessageType, payload: object) -> None:
+        with trio.move_on_after(_PUBLISH_TIMEOUT) as deadline:
+            await self._network.publish(name, seal(self._identity, kind, payload, self._clock()))
+        if deadline.cancelled_caught:
+            logger.warning("a %s was not taken by the network in time; peers will pull it", kind)
+
+
+def _check_heartbeat(signer: PeerId, data: bytes) -> None:
+    kind, payload = unseal(data, signer)
+    if kind is not MessageType.HEARTBEAT:
+        raise InvalidMessage(Fault.UNEXPECTED, f"{kind} among heartbeats")
+    if check_record(decode(PeerRecord, payload)).peer_id != signer:
+        raise InvalidMessage(Fault.WRONG_SENDER, "the card is somebody else's")

@@ -1,0 +1,349 @@
+"""The chain service: sole owner of the fork-choice store and of the mempool.
+
+Others send it blocks and transactions and watch its head. A batch of blocks costs one trip to the disk, and nobody
+hears of a head before it is durable.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import trio
+
+from loremesh.errors import InvalidBlock, ProtocolError
+from loremesh.primitives import Hash, Height, Millis, PeerId
+from loremesh.protocol.block import Block
+from loremesh.protocol.codec import decode, encode
+from loremesh.protocol.fork_choice import (
+    Accepted,
+    Change,
+    Equivocated,
+    HeadMoved,
+    Refused,
+    ReorgWithheld,
+    StateMissing,
+    Store,
+    Waiting,
+    is_canonical,
+    is_known,
+    new_store,
+    on_block,
+    on_replay,
+    on_tick,
+)
+from loremesh.protocol.genesis import Genesis
+from loremesh.protocol.mempool import Mempool, add, next_nonce, select, settle
+from loremesh.protocol.production import Parent
+from loremesh.protocol.state import State
+from loremesh.protocol.transaction import Transaction, transaction_hash
+from loremesh.services.happenings import Clock, Evidence, Head, Role, Tell, Tracker
+from loremesh.services.latest import Latest
+from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransactions, StoredBlock, Write
+
+logger = logging.getLogger("loremesh.chain")
+
+_BATCH: Final = 64
+_QUEUE: Final = 256
+_REMEMBERED_SENDERS: Final = 1024
+
+
+class Disk(Protocol):
+    """What the chain needs of storage."""
+
+    async def commit(self, *writes: Write) -> None:
+        """Make all of `writes` durable."""
+
+    def blocks(self, batch: int = 256) -> AsyncIterator[list[StoredBlock]]:
+        """Give every block in the order saved."""
+
+    async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
+        """Give the encodings of those that are kept."""
+
+    async def transactions(self) -> list[bytes]:
+        """Give the waiting transactions."""
+
+
+class Penalize(Protocol):
+    """Hears that a peer broke a rule."""
+
+    def __call__(self, peer_id: PeerId, what: str, error: ProtocolError) -> None:
+        """Take note; must return at once."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A block on its way into the store, and who waits for the outcome."""
+
+    block: Block
+    sender: PeerId | None
+    done: trio.Event = field(default_factory=trio.Event)
+    error: ProtocolError | None = None
+
+
+class ChainService:
+    """Takes blocks and transactions, keeps the head.
+
+    Args:
+        genesis: Of the one story it keeps.
+        disk: Where blocks and waiting transactions are kept.
+        clock: Unix milliseconds.
+        tell: Hears of heads, roles and rejections.
+        penalize: Hears which peer broke which rule.
+        me: Our own peer id.
+        max_reorg: Deepest automatic reorganisation; None: any.
+    """
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        disk: Disk,
+        *,
+        clock: Clock,
+        tell: Tell,
+        penalize: Penalize,
+        me: PeerId,
+        max_reorg: int | None = None,
+    ) -> None:
+        self._disk = disk
+        self._clock = clock
+        self._tell = tell
+        self._penalize = penalize
+        self._me = me
+        self._store = new_store(genesis, Millis(clock()), max_reorg)
+        self._pool = Mempool(self._store.story)
+        self._senders: dict[Hash, PeerId] = {}
+        self._is_tracker: bool | None = None
+        self._tracker: PeerId | None = None
+        self._jobs, self._inbox = trio.open_memory_channel[_Job](_QUEUE)
+        self.head = Latest(self._store.head)
+        self.orphaned = Latest[PeerId | None](None)
+        """Set to whoever sent a block with an unknown parent: sync asks them for what is missing."""
+
+    @property
+    def store(self) -> Store:
+        """The store as it is now: an immutable value, safe to read at leisure."""
+        return self._store
+
+    @property
+    def pool(self) -> Mempool:
+        """The mempool as it is now, likewise immutable."""
+        return self._pool
+
+    def parent(self) -> Parent:
+        """Give the head as something to build on."""
+        return Parent(self._store.tip.link, self._store.states[self._store.head])
+
+    def state(self) -> State:
+        """Give the state at the head."""
+        return self._store.states[self._store.head]
+
+    def knows(self, name: Hash) -> bool:
+        """Tell whether a block is in the tree, or waits, here."""
+        return is_known(self._store, name)
+
+    async def restore(self) -> None:
+        """Take in what the disk keeps; call once, before `run`."""
+        async for batch in self._disk.blocks():
+            for stored in batch:
+                self._store = await self._reduce(decode(Block, stored.data))
+        state, now = self.state(), Millis(self._clock())
+        for data in await self._disk.transactions():
+            try:
+                self._pool = add(self._pool, decode(Transaction, data), state, now)
+            except ProtocolError as error:  # overtaken by a block while it was on the disk
+                logger.debug("a kept transaction is not wanted any more: %s", error)
+        self.head.set(self._store.head)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._tell_roles(self._store.head)
+        while True:
+            jobs = await self._next_jobs()
+            await self._advance_clock()
+            changes = list(self._store.changes)
+            for job in jobs:
+                changes += await self._take(job)
+            await self._settle(changes)
+            for job in jobs:
+                job.done.set()
+
+    async def submit(self, block: Block, sender: PeerId | None) -> None:
+        """Hand in a block and wait until it is judged and, if valid, durable.
+
+        Args:
+            block: Well-formed.
+            sender: The peer it came from; None: our own.
+
+        Raises:
+            InvalidBlock: It breaks a rule.
+        """
+        job = _Job(block, sender)
+        await self._jobs.send(job)
+        await job.done.wait()
+        if job.error is not None:
+            raise job.error
+
+    async def add_transaction(self, transaction: Transaction) -> bool:
+        """Take in a transaction and wait until it is durable; False if it was waiting already.
+
+        Raises:
+            InvalidTransaction: It breaks a rule, or there is no room.
+        """
+        name = transaction_hash(self._store.story, transaction.body)
+        if name in self._pool.waiting:
+            return False
+        self._pool = add(self._pool, transaction, self.state(), Millis(self._clock()))
+        await self._disk.commit(SaveTransactions(((name, encode(transaction)),)))
+        return True
+
+    def next_nonce(self, sender: PeerId) -> int:
+        """Give the nonce for a sender's next transaction."""
+        return next_nonce(self._pool, self.state(), sender)
+
+    def choose_transactions(self, parent: Parent) -> tuple[tuple[Transaction, ...], State]:
+        """Choose what goes into a block on `parent`; give also the state after them."""
+        rules = self._store.genesis.rules
+        height = Height(parent.link.height + 1)
+        # Half of a block at most, so that the longest paragraph always fits beside them.
+        return select(self._pool, parent.state, height, most=rules.transactions, most_bytes=rules.block_bytes // 2)
+
+    async def load(self, names: Sequence[Hash]) -> dict[Hash, bytes]:
+        """Give the encodings of those blocks of the tree that are asked for."""
+        return await self._disk.load_blocks(names)
+
+    async def _next_jobs(self) -> list[_Job]:
+        """Wait for a job, at most until a held block is due; take along what else is there."""
+        jobs: list[_Job] = []
+        with trio.move_on_after(self._until_due()):
+            jobs.append(await self._inbox.receive())
+        while len(jobs) < _BATCH:
+            try:
+                jobs.append(self._inbox.receive_nowait())
+            except trio.WouldBlock:
+                break
+        return jobs
+
+    def _until_due(self) -> float:
+        if not self._store.held:
+            return float("inf")
+        first = min(block.header.time for block in self._store.held.values())
+        ahead = first - self._store.genesis.parameters.max_ahead - self._clock()
+        return max(0.0, ahead / 1000)
+
+    async def _take(self, job: _Job) -> tuple[Change, ...]:
+        try:
+            self._store = await self._reduce(job.block)
+        except InvalidBlock as error:
+            job.error = error
+            self._blame(job.sender, error)
+            return ()
+        if job.sender is not None:
+            self._remember_sender(job.sender)
+        return self._store.changes
+
+    async def _reduce(self, block: Block) -> Store:
+        while True:
+            try:
+                return on_block(self._store, block)
+            except StateMissing as missing:
+                self._store = await self._replay(missing)
+
+    async def _advance_clock(self) -> None:
+        while True:
+            try:
+                self._store = on_tick(self._store, Millis(self._clock()))
+            except StateMissing as missing:
+                self._store = await self._replay(missing)
+            else:
+                return
+
+    async def _replay(self, missing: StateMissing) -> Store:
+        found = await self._disk.load_blocks(missing.path)
+        return on_replay(self._store, tuple(decode(Block, found[name]) for name in missing.path))
+
+    def _remember_sender(self, sender: PeerId) -> None:
+        """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
+        for change in self._store.changes:
+            if isinstance(change, Waiting):
+                self._senders[change.hash] = sender
+                if not change.held:
+                    self.orphaned.set(sender)
+        while len(self._senders) > _REMEMBERED_SENDERS:
+            del self._senders[next(iter(self._senders))]
+
+    async def _settle(self, changes: Sequence[Change]) -> None:
+        """Make durable what was accepted, then tell of it."""
+        accepted = [change for change in changes if isinstance(change, Accepted)]
+        moves = [change for change in changes if isinstance(change, HeadMoved)]
+        if accepted:
+            await self._disk.commit(*self._writes(accepted, moves))
+        for change in changes:
+            self._report(change)
+        if moves:
+            await self._give_back(moves)
+            self._tell_head(moves)
+
+    def _writes(self, accepted: list[Accepted], moves: list[HeadMoved]) -> list[Write]:
+        blocks = [
+            StoredBlock(change.hash, change.block.header.parent, change.block.header.height, encode(change.block))
+            for change in accepted
+        ]
+        writes: list[Write] = [SaveBlocks(tuple(blocks))]
+        if moves:
+            before = self._pool
+            self._pool = settle(self._pool, self.state(), Millis(self._clock()))
+            gone = tuple(name for name in before.waiting if name not in self._pool.waiting)
+            if gone:
+                writes.append(RemoveTransactions(gone))
+        return writes
+
+    async def _give_back(self, moves: list[HeadMoved]) -> None:
+        """Let the transactions of abandoned blocks wait again."""
+        abandoned = [name for move in moves for name in move.abandoned if not is_canonical(self._store, name)]
+        for data in (await self._disk.load_blocks(abandoned)).values():
+            for transaction in decode(Block, data).transactions:
+                try:
+                    await self.add_transaction(transaction)
+                except ProtocolError as error:  # in the new branch as well, most likely
+                    logger.debug("a transaction of an abandoned block does not return: %s", error)
+
+    def _report(self, change: Change) -> None:
+        match change:
+            case Refused(name, error):
+                sender = self._senders.pop(name, None)
+                if error is not None:
+                    self._blame(sender, error)
+            case Equivocated(producer, _, _):
+                self._tell(Evidence(producer, "two headers on one parent"))
+            case ReorgWithheld(tip, depth):
+                logger.warning(
+                    "a heavier branch (tip %s) forks off %d blocks below: restart with --max-reorg %d to switch",
+                    tip.hex()[:8],
+                    depth,
+                    depth,
+                )
+            case _:
+                pass
+
+    def _blame(self, sender: PeerId | None, error: ProtocolError) -> None:
+        if sender is not None:
+            self._penalize(sender, "block", error)
+
+    def _tell_head(self, moves: list[HeadMoved]) -> None:
+        head = self._store.head
+        header = self._store.tip.header
+        depth = max(len(move.abandoned) for move in moves)
+        self._tell(Head(self._store.tip.link.height, head, header.producer if header else None, depth))
+        self._tell_roles(head)
+        self.head.set(head)
+
+    def _tell_roles(self, head: Hash) -> None:
+        link = self._store.entries[head].link
+        is_tracker = link.producer == self._me
+        if is_tracker is not self._is_tracker:
+            self._is_tracker = is_tracker
+            self._tell(Role(is_tracker, link.height))
+        if link.producer is not None and link.producer != self._tracker:
+            self._tracker = link.producer
+            self._tell(Tracker(link.producer, link.height))

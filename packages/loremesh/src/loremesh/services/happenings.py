@@ -1,0 +1,80 @@
+"""What a node tells its operator: one type per event of the command line's contract, sent to a plain function.
+
+Source: docs/cli.md, "Node events".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loremesh.errors import Fault
+from loremesh.primitives import Hash, Height, PeerId, StoryId
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The node can be used; sent once."""
+
+    role: str
+    peer_id: PeerId
+    addresses: tuple[str, ...]
+    story: StoryId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A new head, already durable."""
+
+    height: Height
+    hash: Hash
+    producer: PeerId | None
+    reorg_depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """This node became the tracker of the coming round, or a peer again."""
+
+    is_tracker: bool
+    height: Height
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """Who became the tracker of the coming round."""
+
+    peer_id: PeerId
+    height: Height
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChanged:
+    """A peer joined, left or was found dead."""
+
+    peer_id: PeerId
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something from a peer broke a rule."""
+
+    what: str
+    fault: Fault
+    peer_id: PeerId
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A producer signed two headers on one parent."""
+
+    producer: PeerId
+    kind: str
+
+
+Happening = Ready | Head | Role | Tracker | PeerChanged | Rejected | Evidence
+Tell = Callable[[Happening], None]
+"""Takes a happening; must return at once."""
+
+Clock = Callable[[], int]
+"""Gives Unix milliseconds."""

@@ -1,0 +1,366 @@
+"""The peers service: who is here, who left, who is dead; finds the way back when connections are lost.
+
+A node says who it is when it connects (`peer_join`), every five seconds by gossip (`heartbeat`), and when it goes
+(`peer_leave`). Silence makes a peer suspect after 15 s and dead after 30; a refused connection, at once.
+
+Source: docs/protocol/peers.md; S0's join notice and peer list, S1's heartbeat.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from typing import Final, Protocol
+
+import trio
+
+from loremesh.errors import ConnectionRefused, Fault, InvalidMessage, ProtocolError, ServiceError
+from loremesh.network.frames import Stream
+from loremesh.primitives import Hash, Height, Millis, PeerId
+from loremesh.protocol.codec import decode
+from loremesh.protocol.identity import Identity, peer_id_text
+from loremesh.protocol.wire import (
+    PEERS_PROTOCOL,
+    MessageType,
+    Nothing,
+    PeerCard,
+    PeerList,
+    PeerRecord,
+    check_record,
+    seal,
+    sign_card,
+    unseal,
+)
+from loremesh.services.chain import Penalize
+from loremesh.services.happenings import Clock, PeerChanged, Tell
+
+logger = logging.getLogger("loremesh.peers")
+
+HEARTBEAT: Final = 5.0
+SUSPECT_AFTER: Final = 15.0
+DEAD_AFTER: Final = 30.0
+_LOOK: Final = 1.0
+"""Seconds between two looks at who is silent and whom to dial."""
+_ANSWER: Final = 5.0
+_MAX_KNOWN: Final = 512
+_BACK_OFF: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_DIALS_AT_ONCE: Final = 4
+
+
+class Network(Protocol):
+    """What the peers service needs of the network."""
+
+    def addresses(self) -> tuple[str, ...]:
+        """Give our dialable addresses."""
+
+    def connected(self) -> tuple[PeerId, ...]:
+        """Give the peers we have a connection to."""
+
+    async def connect(self, address: str) -> PeerId:
+        """Dial."""
+
+    async def disconnect(self, peer_id: PeerId) -> None:
+        """Hang up."""
+
+    async def call(self, peer_id: PeerId, protocol: str, frame: bytes, timeout: float) -> bytes:  # noqa: ASYNC109 - the network's surface takes seconds
+        """Send one frame, give the one that answers."""
+
+
+@unique
+class Liveness(StrEnum):
+    """What we think of a peer."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+@dataclass(slots=True)
+class _Known:
+    record: PeerRecord
+    seen: float
+    liveness: Liveness = Liveness.ALIVE
+
+
+@dataclass(slots=True)
+class _Dial:
+    """An address to be connected to, and how often that failed."""
+
+    address: str
+    failures: int = 0
+    next_try: float = 0.0
+    under_way: bool = False
+    peer_id: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """What a node says of itself, as far as it does not change."""
+
+    roles: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    story: tuple[Hash, ...] = ()
+
+
+@dataclass(slots=True)
+class PeerService:
+    """Sole owner of the table of peers.
+
+    Args:
+        identity: Ours.
+        network: To dial and to call.
+        me: What we say of ourselves.
+        height: Gives the height of our head.
+        tracker: Gives the tracker of the coming round, None without a story.
+        bootstrap: Addresses that are always dialled again.
+        publish: Gossips a heartbeat; None without a story.
+        clock: Unix milliseconds.
+        tell: Hears of who joined, left, died.
+        penalize: Hears which peer broke which rule.
+        wanted: Connections to aim for.
+    """
+
+    identity: Identity
+    network: Network
+    me: Self
+    height: Callable[[], Height]
+    tracker: Callable[[], PeerId | None]
+    bootstrap: tuple[str, ...]
+    publish: Callable[[bytes], Awaitable[None]] | None
+    clock: Clock
+    tell: Tell
+    penalize: Penalize
+    wanted: int = 16
+    _known: dict[PeerId, _Known] = field(default_factory=dict)
+    _dials: dict[str, _Dial] = field(default_factory=dict)
+    _look_now: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self) -> None:
+        """Serve until cancelled; then tell the connected peers that we leave."""
+        for address in self.bootstrap:
+            self._dials[address] = _Dial(address)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._beat)
+                nursery.start_soon(self._watch, nursery)
+        finally:
+            await self._say_goodbye()
+
+    async def introduce(self, peer: PeerId) -> None:
+        """Tell a newly connected peer who we are, and learn from its answer who else is here."""
+        try:
+            answer = await self._call(peer, MessageType.PEER_JOIN, self.record())
+            kind, payload = unseal(answer, peer, self.identity.peer_id)
+            if kind not in {MessageType.PEER_LIST, MessageType.NOT_THE_TRACKER}:
+                raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_JOIN}")
+            for record in decode(PeerList, payload).peers:
+                self.learn(record)
+        except ProtocolError as error:
+            self.penalize(peer, "peer list", error)
+        except ServiceError as error:
+            logger.debug("a peer did not answer our introduction: %s", error)
+
+    async def serve(self, stream: Stream) -> None:
+        """Answer one request for the peer list.
+
+        The tracker answers with the list; anybody else says where the tracker is, and adds a list of its own that is
+        marked as second-hand (S0: "these are not the droids you are looking for").
+
+        Raises:
+            ProtocolError: The peer broke a rule.
+            ServiceError: The peer went away, or was too slow.
+        """
+        frame = await stream.receive(_ANSWER)
+        if frame is None:
+            raise InvalidMessage(Fault.UNFINISHED, "no request")
+        kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
+        if kind is MessageType.PEER_JOIN:
+            self._take_own_word(decode(PeerRecord, payload), stream.peer_id)
+        elif kind is MessageType.PEER_LEAVE:
+            decode(Nothing, payload)
+            self.on_leave(stream.peer_id)
+        elif kind is MessageType.PEER_LIST_REQUEST:
+            decode(Nothing, payload)
+        else:
+            raise InvalidMessage(Fault.UNEXPECTED, f"{kind} on the peers protocol")
+        is_tracker = self.tracker() == self.identity.peer_id
+        answer = MessageType.PEER_LIST if is_tracker else MessageType.NOT_THE_TRACKER
+        await stream.send(
+            seal(self.identity, answer, self.peer_list(authoritative=is_tracker), self.clock(), stream.peer_id)
+        )
+        await stream.finish()
+
+    def record(self) -> PeerRecord:
+        """Give our own signed card as of now."""
+        card = PeerCard(
+            peer_id=self.identity.peer_id,
+            addresses=self.network.addresses()[:8],
+            roles=self.me.roles,
+            models=self.me.models,
+            story=self.me.story,
+            height=self.height(),
+            time=Millis(self.clock()),
+        )
+        return sign_card(self.identity, card)
+
+    def peer_list(self, *, authoritative: bool) -> PeerList:
+        """Give the list of living peers, ourselves first."""
+        tracker = self.tracker()
+        living = [known.record for known in self._known.values() if known.liveness is Liveness.ALIVE]
+        return PeerList((tracker,) if tracker else (), int(authoritative), (self.record(), *living[:127]))
+
+    def on_connected(self, peer: PeerId) -> None:
+        """Take in that a connection is up."""
+        if (known := self._known.get(peer)) is not None:
+            self._revive(known)
+
+    def on_disconnected(self, peer: PeerId) -> None:
+        """Take in that a connection is gone: find out at once whether the peer still listens."""
+        known = self._known.get(peer)
+        if known is not None and known.liveness is not Liveness.DEAD:
+            for address in known.record.card.addresses:
+                self._dials[address] = _Dial(address, peer_id=peer)
+        self._look_now.set()
+
+    def on_heartbeat(self, signer: PeerId, record: PeerRecord) -> None:
+        """Take in a heartbeat whose signature the gossip check has verified."""
+        self._take_own_word(record, signer)
+
+    def on_leave(self, peer: PeerId) -> None:
+        """Take in that a peer says it goes."""
+        if self._known.pop(peer, None) is not None:
+            self.tell(PeerChanged(peer, "left"))
+        self._dials = {key: dial for key, dial in self._dials.items() if dial.peer_id != peer}
+
+    def look_again(self) -> None:
+        """Forget every back-off and dial now, after the operator changed who is denied."""
+        for dial in self._dials.values():
+            dial.failures, dial.next_try = 0, 0.0
+        for peer, known in self._known.items():
+            for address in known.record.card.addresses:
+                self._dials.setdefault(address, _Dial(address, peer_id=peer))
+        self._look_now.set()
+
+    def learn(self, record: PeerRecord) -> None:
+        """Take in a record that somebody passed on: it is worth a dial, it proves no life."""
+        card = check_record(record)
+        if card.peer_id == self.identity.peer_id or card.peer_id in self._known:
+            return
+        for address in card.addresses:
+            if len(self._dials) < _MAX_KNOWN:
+                self._dials.setdefault(address, _Dial(address, peer_id=card.peer_id))
+        self._look_now.set()
+
+    def _take_own_word(self, record: PeerRecord, signer: PeerId) -> None:
+        card = check_record(record)
+        if card.peer_id != signer:
+            raise InvalidMessage(Fault.WRONG_SENDER, "the card is somebody else's")
+        known = self._known.get(signer)
+        if known is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._forget_the_silent()
+            self._known[signer] = _Known(record, trio.current_time())
+            self.tell(PeerChanged(signer, "joined"))
+        elif card.time > known.record.card.time:
+            known.record = record
+            self._revive(known)
+
+    def _revive(self, known: _Known) -> None:
+        known.seen = trio.current_time()
+        if known.liveness is Liveness.DEAD:
+            self.tell(PeerChanged(known.record.card.peer_id, "joined"))
+        known.liveness = Liveness.ALIVE
+
+    def _forget_the_silent(self) -> None:
+        silent = min(self._known, key=lambda peer: self._known[peer].seen)
+        del self._known[silent]
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT)
+            if self.publish is not None:
+                await self.publish(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
+
+    async def _watch(self, nursery: trio.Nursery) -> None:
+        limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
+        while True:
+            self._judge_the_silent()
+            self._dial_the_lost(nursery, limit)
+            with trio.move_on_after(_LOOK):
+                await self._look_now.wait()
+            self._look_now = trio.Event()
+
+    def _judge_the_silent(self) -> None:
+        now = trio.current_time()
+        connected = set(self.network.connected())
+        for peer, known in list(self._known.items()):
+            silent = now - known.seen
+            if silent > DEAD_AFTER and known.liveness is not Liveness.DEAD:
+                self._declare_dead(peer, known)
+            elif silent > SUSPECT_AFTER and known.liveness is Liveness.ALIVE:
+                known.liveness = Liveness.SUSPECT
+                logger.info("peer %s is silent", peer_id_text(peer))
+            if known.liveness is Liveness.DEAD and silent > 20 * DEAD_AFTER and peer not in connected:
+                del self._known[peer]
+
+    def _declare_dead(self, peer: PeerId, known: _Known) -> None:
+        known.liveness = Liveness.DEAD
+        self.tell(PeerChanged(peer, "dead"))
+
+    def _dial_the_lost(self, nursery: trio.Nursery, limit: trio.CapacityLimiter) -> None:
+        now = trio.current_time()
+        connected = set(self.network.connected())
+        room = self.wanted - len(connected)
+        for dial in list(self._dials.values()):
+            if dial.peer_id in connected:
+                if dial.address not in self.bootstrap:
+                    del self._dials[dial.address]
+                continue
+            due = not dial.under_way and now >= dial.next_try
+            if due and (room > 0 or dial.address in self.bootstrap):
+                room -= 1
+                dial.under_way = True
+                nursery.start_soon(self._dial, dial, limit)
+
+    async def _dial(self, dial: _Dial, limit: trio.CapacityLimiter) -> None:
+        try:
+            async with limit:
+                dial.peer_id = await self.network.connect(dial.address)
+            dial.failures = 0
+        except ConnectionRefused:
+            self._on_refused(dial)
+        except (ServiceError, ProtocolError) as error:
+            logger.debug("no connection to %s: %s", dial.address, error)
+            self._back_off(dial)
+        finally:
+            dial.under_way = False
+
+    def _on_refused(self, dial: _Dial) -> None:
+        known = self._known.get(dial.peer_id) if dial.peer_id is not None else None
+        if known is not None and known.liveness is not Liveness.DEAD and dial.peer_id not in self.network.connected():
+            self._declare_dead(known.record.card.peer_id, known)
+        self._back_off(dial)
+
+    def _back_off(self, dial: _Dial) -> None:
+        dial.failures += 1
+        if dial.address in self.bootstrap or dial.failures < len(_BACK_OFF):
+            step = min(dial.failures, len(_BACK_OFF) - 1)
+            dial.next_try = trio.current_time() + _BACK_OFF[step]
+        else:
+            self._dials.pop(dial.address, None)
+
+    async def _call(self, peer: PeerId, kind: MessageType, payload: object) -> bytes:
+        frame = seal(self.identity, kind, payload, self.clock(), peer)
+        return await self.network.call(peer, PEERS_PROTOCOL, frame, _ANSWER)
+
+    async def _say_goodbye(self) -> None:
+        async def tell_one(peer: PeerId) -> None:
+            try:
+                await self._call(peer, MessageType.PEER_LEAVE, Nothing())
+            except (ProtocolError, ServiceError) as error:
+                logger.debug("a goodbye was not heard: %s", error)
+
+        with trio.move_on_after(0.5, shield=True):
+            async with trio.open_nursery() as nursery:
+                for peer in self.network.connected():
+                    nursery.start_soon(tell_one, peer)
