@@ -60,7 +60,7 @@ def fold_paragraph(text: str, max_words: int) -> str | None:
         text: The answer: any characters, any length.
         max_words: At least 1.
     """
-    folded = _to_visible_lines(_without_thoughts(text)[:_MAX_INPUT])
+    folded = to_visible_lines(without_thoughts(text)[:_MAX_INPUT])
     # A real answer is stable after two rounds; something nested deeper than this is no paragraph.
     for _ in range(_MAX_ROUNDS):
         before = folded
@@ -68,6 +68,19 @@ def fold_paragraph(text: str, max_words: int) -> str | None:
         if folded == before:
             return folded or None
     return None
+
+
+def to_visible_lines(text: str) -> str:
+    """Leave visible characters in NFC, single plain spaces, and line feeds: text that is safe to show or to quote."""
+    spaced = _ANY_SPACE.sub(" ", _ANY_BREAK.sub("\n", text))
+    visible = "\n".join(_invisible().sub("", line) for line in spaced.split("\n"))
+    return _SPACES.sub(" ", unicodedata.normalize("NFC", visible))
+
+
+def without_thoughts(text: str) -> str:
+    """Drop what a reasoning model thought aloud; everything, when it never stopped thinking."""
+    spoken = text.rpartition(_END_OF_THOUGHT)[2]
+    return "" if spoken.lstrip(" \n").startswith(_THOUGHT) else spoken
 
 
 def _check_in_full(text: str, max_words: int) -> None:
@@ -111,7 +124,7 @@ _BULLETS: Final = re.compile(r"\A(?:(?:[-*+>•]|[0-9]{1,3}[.)]) +)+")
 _FENCE: Final = re.compile(r"(?:```|~~~)[A-Za-z0-9_+-]*")
 _HEADING: Final = re.compile(r"#{1,6} .*")
 _PUNCTUATION_ONLY: Final = re.compile(r"[ !-/:-@\[-`{-~]*")
-_LEAD_IN: Final = re.compile(r"\A[^:]{0,80}\b(?:paragraph|continuation)\b[^:]{0,40}: *", re.IGNORECASE | re.ASCII)
+_LEAD_IN: Final = re.compile(r"\A[^:]{0,80}\b(?:paragraph|continuation)\b[^:]{0,40}:", re.IGNORECASE | re.ASCII)
 _ALL_BOLD: Final = re.compile(r"\*\*[^*]+\*\*")
 _BOLD: Final = re.compile(r"\*\*|__")
 _WRAPPERS: Final = (
@@ -126,23 +139,10 @@ _WRAPPERS: Final = (
 _SENTENCE_END: Final = re.compile(r"""[.!?…]["'”’»)\]]*(?= |$)|[。！？]["'”’»」』）]*""")
 
 
-def _to_visible_lines(text: str) -> str:
-    """Leave visible characters in NFC, single plain spaces, and line feeds."""
-    spaced = _ANY_SPACE.sub(" ", _ANY_BREAK.sub("\n", text))
-    visible = "\n".join(_invisible().sub("", line) for line in spaced.split("\n"))
-    return _SPACES.sub(" ", unicodedata.normalize("NFC", visible))
-
-
-def _without_thoughts(text: str) -> str:
-    """Drop what a reasoning model thought aloud; everything, when it never stopped thinking."""
-    spoken = text.rpartition(_END_OF_THOUGHT)[2]
-    return "" if spoken.lstrip(" \n").startswith(_THOUGHT) else spoken
-
-
 def _first_paragraph(text: str) -> str:
     """Join the first run of lines that carry prose: without marks, headings and announcements."""
     paragraph: list[str] = []
-    lines = [_BULLETS.sub("", line.strip(" ")) for line in _without_thoughts(text).strip(" \n").split("\n")]
+    lines = [_BULLETS.sub("", line.strip(" ")) for line in without_thoughts(text).strip(" \n").split("\n")]
     for number, line in enumerate(lines):
         is_last = number == len(lines) - 1
         if _is_furniture(line) or (not paragraph and not is_last and _is_announcement(line)):

@@ -1,0 +1,1 @@
+"""What answers a prompt. Importing the package loads no backend: whoever configures one imports its module."""
