@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy packages bin tests $(if $(wildcard examples/*.py),examples)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 bench: $(READY)
 	@$(BIN)/python tests/bench/run.py $(if $(ONLY),--only '$(ONLY)')
