@@ -19,6 +19,7 @@ from typing import Final
 import trio
 from libp2p.abc import IMuxedConn, INetConn
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
@@ -43,11 +44,27 @@ _SIGN_OF_LIFE: Final = 2.0
 _FAREWELL: Final = 1.5
 
 
+class StillConnector(AutoConnector):
+    """Dials nobody: with zero watermarks the stock one still aims at half of the high one."""
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        """Do nothing."""
+
+    async def maybe_connect(self) -> None:
+        """Do nothing."""
+
+    def record_disconnect(self, peer_id: ID) -> None:
+        """Keep nothing: the stock one keeps every peer it ever saw."""
+
+
 class BoundedSwarm(Swarm):
     """The connections of a node: bounded inbound, quick outbound, closed all at once."""
 
     def __init__(self, peer_id: ID, peerstore: PeerStore, gate: Gate, settings: NetworkSettings) -> None:
-        # Zero watermarks keep the auto-connector still; the resource manager would count what is counted here already.
+        # No resource manager: it would count what is counted here already.
         config = ConnectionConfig(
             max_connections=settings.max_connections,
             min_connections=0,
@@ -59,6 +76,7 @@ class BoundedSwarm(Swarm):
             outbound_stream_protocol_negotiation_timeout=settings.handshake_timeout,
         )
         super().__init__(peer_id, peerstore, gate, [], connection_config=config)
+        self.auto_connector = StillConnector(self)
         self._settings = settings
         self._inbound = Counter[str]()
         self._handshakes = trio.CapacityLimiter(settings.max_pending)
@@ -178,9 +196,6 @@ class BoundedSwarm(Swarm):
 
     def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:  # noqa: ARG002 - upstream's
         return connections[-1]  # the newest: it has just proved itself
-
-    def _schedule_auto_connect(self) -> None:
-        """Do nothing: this node dials whom it is told to."""
 
     async def retire(self, connections: Sequence[INetConn]) -> None:
         """Close those of the older connections to a peer that give no sign of life; two live ones may stay.

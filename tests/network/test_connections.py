@@ -1,0 +1,245 @@
+"""How many connections and streams a node allows, and what becomes of two connections to one peer."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+
+from loremesh.errors import ServiceError, Unreachable
+from loremesh.network.behaviour import Behaviour
+from loremesh.network.events import CallServed, GossipReceived, PeerConnected, PeerDisconnected
+from loremesh.network.frames import Stream
+from loremesh.network.settings import NetworkSettings
+from loremesh.primitives import PeerId
+from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+
+StartNode = Callable[..., Awaitable[Behaviour]]
+ECHO = "/loremesh/echo/1"
+TOPIC = "/loremesh/test/1"
+
+
+async def echo(stream: Stream) -> None:
+    while (frame := await stream.receive(PATIENCE)) is not None:
+        await stream.send(frame)
+
+
+def anything(_signer: PeerId, _data: bytes) -> None:
+    """Accept every message."""
+
+
+class Wire:
+    """A TCP relay before a node, whose two sides can be made to fall silent without closing."""
+
+    def __init__(self, target: Behaviour) -> None:
+        self._port = int(target.addresses()[0].split("/")[4])
+        self._peer = target.addresses()[0].partition("/p2p/")[2]
+        self._cut = trio.Event()
+        self.address = ""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.address = f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}/p2p/{self._peer}"
+        task_status.started()
+        await trio.serve_listeners(self._relay, listeners)
+
+    def cut(self) -> None:
+        self._cut.set()
+
+    async def _relay(self, near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream("127.0.0.1", self._port)
+        async with far, trio.open_nursery() as nursery:
+            nursery.start_soon(self._copy, near, far)
+            nursery.start_soon(self._copy, far, near)
+
+    async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        async for data in source:
+            if self._cut.is_set():
+                await trio.sleep_forever()
+            await sink.send_all(data)
+        await sink.aclose()
+
+
+async def is_usable(one: Behaviour, other: Behaviour) -> None:
+    """Call both ways and gossip both ways, again until it works or patience ends."""
+    with trio.fail_after(PATIENCE):
+        for caller, callee in ((one, other), (other, one)):
+            while True:
+                try:
+                    assert await caller.call(callee.peer_id, ECHO, b"?", 3) == b"?"
+                    break
+                except ServiceError:
+                    await trio.sleep(0.05)
+        for speaker, listener in ((one, other), (other, one)):
+            word = secrets.token_bytes(8)
+            async with trio.open_nursery() as nursery:
+
+                async def repeat(speaker: Behaviour = speaker, word: bytes = word) -> None:
+                    while True:
+                        await speaker.publish(TOPIC, word)
+                        await trio.sleep(0.1)
+
+                nursery.start_soon(repeat)
+                while (await wait_event(listener, GossipReceived)).data != word:
+                    pass
+                nursery.cancel_scope.cancel()
+
+
+async def prepare(*nodes: Behaviour) -> None:
+    for node in nodes:
+        node.serve(ECHO, echo)
+        await node.subscribe(TOPIC, anything)
+
+
+async def test_a_peer_that_comes_back_is_usable_although_its_old_connection_never_closed(
+    start_node: StartNode, nursery: trio.Nursery
+) -> None:
+    hub = await start_node()
+    secret = secrets.token_bytes(32)
+    wire = Wire(hub)
+    await nursery.start(wire.run)
+    before = await start_node(secret=secret)
+    await prepare(hub, before)
+    await before.connect(wire.address)
+    await is_usable(before, hub)
+    wire.cut()
+    after = await start_node(secret=secret)
+    await prepare(after)
+    await after.connect(hub.addresses()[0])
+    await is_usable(after, hub)
+
+
+async def test_a_dead_connection_is_dialled_again(start_node: StartNode, nursery: trio.Nursery) -> None:
+    hub, node = await start_node(), await start_node()
+    wire = Wire(hub)
+    await nursery.start(wire.run)
+    await prepare(hub, node)
+    await node.connect(wire.address)
+    await is_usable(node, hub)
+    wire.cut()
+    await node.connect(hub.addresses()[0], PATIENCE)
+    await is_usable(node, hub)
+
+
+@pytest.mark.parametrize("_round", range(5))
+async def test_two_nodes_that_dial_each_other_at_once_can_talk(start_node: StartNode, _round: int) -> None:
+    one, other = await start_node(), await start_node()
+    await prepare(one, other)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.connect, other.addresses()[0], PATIENCE)
+        nursery.start_soon(other.connect, one.addresses()[0], PATIENCE)
+    await is_usable(one, other)
+    assert (one.connected(), other.connected()) == ((other.peer_id,), (one.peer_id,))
+
+
+async def test_a_node_has_room_for_so_many_connections_and_room_again_when_one_ends(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(max_connections=3))
+    first, *others = [await start_node() for _ in range(5)]
+    for node in (first, *others[:2]):
+        await node.connect(hub.addresses()[0], PATIENCE)
+        await wait_event(hub, PeerConnected)
+    with pytest.raises(Unreachable):
+        await others[2].connect(hub.addresses()[0], PATIENCE)
+    await first.disconnect(hub.peer_id)
+    await wait_event(hub, PeerDisconnected)
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                await others[3].connect(hub.addresses()[0], PATIENCE)
+                break
+            except Unreachable:
+                await trio.sleep(0.05)
+    assert len(hub.connected()) <= 3
+
+
+async def test_one_address_has_room_for_so_many_connections(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(max_connections_per_loopback_address=2))
+    nodes = [await start_node() for _ in range(3)]
+    for node in nodes[:2]:
+        await node.connect(hub.addresses()[0], PATIENCE)
+    with pytest.raises(Unreachable):
+        await nodes[2].connect(hub.addresses()[0], PATIENCE)
+
+
+async def test_a_node_does_not_dial_beyond_its_own_limit(start_node: StartNode) -> None:
+    one = await start_node(NetworkSettings(max_connections=1))
+    others = [await start_node() for _ in range(2)]
+    await one.connect(others[0].addresses()[0], PATIENCE)
+    with pytest.raises(Unreachable, match="1 connections are open"):
+        await one.connect(others[1].addresses()[0], PATIENCE)
+
+
+async def test_handshakes_that_stall_end_after_their_time_and_let_others_in(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(max_pending=2, handshake_timeout=1.0))
+    port = int(hub.addresses()[0].split("/")[4])
+    stalled = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
+    node = await start_node()
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                await node.connect(hub.addresses()[0], PATIENCE)
+                break
+            except ServiceError:
+                continue
+        for socket in stalled:
+            async with socket:
+                async for _ in socket:  # what multistream says first, then the end
+                    pass
+
+
+async def test_twenty_nodes_that_start_at_once_all_get_in(start_node: StartNode) -> None:
+    hub = await start_node()
+    nodes = [await start_node() for _ in range(20)]
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(partial(node.connect, hub.addresses()[0], timeout=PATIENCE))
+    assert len(hub.connected()) == 20
+
+
+async def test_a_peer_may_hold_so_many_streams_open(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(max_streams_per_connection=6))
+    node = await start_node()
+    hub.serve(ECHO, echo)
+    await node.connect(hub.addresses()[0], PATIENCE)
+    await wait_event(node, PeerConnected)
+    async with trio.open_nursery() as nursery:
+        report, reports = trio.open_memory_channel[int](12)
+
+        async def hold() -> None:
+            try:
+                async with node.open(hub.peer_id, ECHO, PATIENCE) as stream:
+                    await stream.send(b"?")
+                    await report.send(int(await stream.receive(PATIENCE) == b"?"))
+                    await trio.sleep_forever()
+            except ServiceError:
+                await report.send(0)
+
+        for _ in range(12):
+            nursery.start_soon(hold)
+        with trio.fail_after(PATIENCE):
+            held = sum([await reports.receive() for _ in range(12)])
+        assert 3 <= held <= 6  # gossip and identify take some of the six
+        nursery.cancel_scope.cancel()
+    for _ in range(held):
+        await wait_event(hub, CallServed)
+    assert await node.call(hub.peer_id, ECHO, b"again", PATIENCE) == b"again"
+
+
+async def test_a_node_serves_more_connections_in_its_life_than_it_has_room_for() -> None:
+    hub = make_node(NetworkSettings(max_connections=4))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hub.run)
+        for _ in range(12):
+            node = make_node()
+            async with trio.open_nursery() as inner:
+                await inner.start(node.run)
+                with trio.fail_after(PATIENCE):
+                    while True:
+                        try:
+                            await node.connect(hub.addresses()[0], PATIENCE)
+                            break
+                        except Unreachable:
+                            await trio.sleep(0.05)
+                inner.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
