@@ -1,12 +1,15 @@
 """The `loremesh-executor` program: `run` is what it does unless told otherwise."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 from loremesh.cli.options import EXECUTOR_FLAGS, Flags, start_logs, with_flags
+
+if TYPE_CHECKING:
+    from loremesh.services.happenings import Tell
 
 
 class _RunByDefault(TyperGroup):
@@ -38,6 +41,10 @@ def run(flags: Flags) -> None:
 
     import trio
 
+    from loremesh.cli.events import printer
     from loremesh.roles.executor import run as run_executors
 
-    trio.run(run_executors, executors)
+    def tell(name: str) -> "Tell":
+        return printer(as_json=executors[0].json_output, node=name if len(executors) > 1 else None)
+
+    trio.run(run_executors, executors, tell)

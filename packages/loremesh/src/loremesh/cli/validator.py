@@ -20,6 +20,7 @@ def validator(flags: Flags) -> None:
 
     import trio
 
+    from loremesh.cli.events import printer
     from loremesh.roles.validator import run
 
-    trio.run(run, settings)
+    trio.run(run, settings, printer(as_json=settings.json_output))

@@ -127,19 +127,17 @@ class Announcer:
             return
         try:
             if announcement.body:
-                await self._chain.submit(decode(Block, announcement.body), forwarder)
+                await self._chain.offer(decode(Block, announcement.body), forwarder)
             else:
                 await self._fetch(announcement, forwarder)
-        except ProtocolError as error:  # the chain has penalised the sender already
-            logger.info("an announced block was refused: %s", error)
+        except ProtocolError as error:
+            self._penalize(forwarder, "block", error)
         except ServiceError as error:
             logger.info("an announced block could not be fetched: %s", error)
 
     async def _fetch(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
-        async def take(block: Block) -> None:
-            await self._chain.submit(block, forwarder)
-
-        await self._puller.blocks(forwarder, self._chain.store.story, [announcement.hash], take)
+        for block in await self._puller.blocks(forwarder, self._chain.store.story, [announcement.hash]):
+            await self._chain.offer(block, forwarder)
 
     async def _take_transaction(self, received: GossipReceived) -> None:
         transaction = expect(received.data, received.signer, MessageType.TRANSACTION, Transaction)

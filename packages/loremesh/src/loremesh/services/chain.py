@@ -173,16 +173,31 @@ class ChainService:
 
         Args:
             block: Well-formed.
-            sender: The peer it came from; None: our own.
+            sender: The peer it came from, who answers for it; None: our own.
 
         Raises:
             InvalidBlock: It breaks a rule.
         """
-        job = _Job(block, sender)
-        await self._jobs.send(job)
-        await job.done.wait()
-        if job.error is not None:
-            raise job.error
+        await self.submit_all([block], sender)
+
+    async def submit_all(self, blocks: Sequence[Block], sender: PeerId | None) -> None:
+        """Hand in blocks, parents first, and wait until all of them are judged and durable.
+
+        Raises:
+            InvalidBlock: The first that breaks a rule; the others are judged all the same.
+        """
+        jobs = [_Job(block, sender) for block in blocks]
+        for job in jobs:
+            await self._jobs.send(job)
+        for job in jobs:
+            await job.done.wait()
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    async def offer(self, block: Block, sender: PeerId) -> None:
+        """Hand in a block without waiting for the judgement; waits only while too many wait already."""
+        await self._jobs.send(_Job(block, sender))
 
     async def add_transaction(self, transaction: Transaction) -> bool:
         """Take in a transaction and wait until it is durable; False if it was waiting already.

@@ -244,11 +244,15 @@ class PeerService:
     def learn(self, record: PeerRecord) -> None:
         """Take in a record that somebody passed on: it is worth a dial, it proves no life."""
         card = check_record(record)
-        if card.peer_id == self.identity.peer_id or card.peer_id in self._known:
+        self.hear_of(card.peer_id, card.addresses)
+
+    def hear_of(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """Take in where a peer is said to be."""
+        if peer == self.identity.peer_id or peer in self._known:
             return
-        for address in card.addresses:
+        for address in addresses:
             if len(self._dials) < _MAX_KNOWN:
-                self._dials.setdefault(address, _Dial(address, peer_id=card.peer_id))
+                self._dials.setdefault(address, _Dial(address, peer_id=peer))
         self._look_now.set()
 
     def _take_own_word(self, record: PeerRecord, signer: PeerId) -> None:

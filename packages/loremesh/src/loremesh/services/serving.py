@@ -46,7 +46,7 @@ class SyncServer:
         identity: Ours.
         chain: What to answer from, or None.
         clock: For the envelopes' log timestamps.
-        relay: Hears of every transaction taken in, to pass it on.
+        relay: Passes on a transaction that was taken in.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SyncServer:
         identity: Identity,
         chain: ChainService | None,
         clock: Clock,
-        relay: Callable[[Transaction], Awaitable[None]],
+        relay: Callable[[Transaction], Awaitable[None]] | None,
     ) -> None:
         self._identity = identity
         self._chain = chain
@@ -133,7 +133,7 @@ class SyncServer:
         except InvalidTransaction as error:
             await self._refuse(stream, str(error))
             return
-        if is_new:
+        if is_new and self._relay is not None:
             await self._relay(transaction)
         name = transaction_hash(chain.store.story, transaction.body)
         await self._send(stream, MessageType.ACCEPTED, TransactionAccepted(name))

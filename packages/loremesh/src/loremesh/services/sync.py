@@ -7,13 +7,13 @@ Source: docs/protocol/sync.md.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from loremesh.errors import Fault, InvalidMessage, ProtocolError, ServiceError
+from loremesh.errors import Fault, InvalidBlock, InvalidMessage, ProtocolError, ServiceError
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId, StoryId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
@@ -89,25 +89,22 @@ class Puller:
             raise InvalidMessage(Fault.NOT_AS_ASKED, "more headers than asked for")
         return answer.headers
 
-    async def blocks(
-        self, peer: PeerId, story: StoryId, names: Sequence[Hash], take: Callable[[Block], Awaitable[None]]
-    ) -> int:
-        """Fetch blocks by hash, each handed to `take` as it comes; tells how many came."""
+    async def blocks(self, peer: PeerId, story: StoryId, names: Sequence[Hash]) -> list[Block]:
+        """Fetch blocks by hash; those the peer lacks are missing from the answer, the others come in this order."""
         wanted = list(names)
+        blocks: list[Block] = []
         async with self._network.open(peer, SYNC_PROTOCOL) as stream:
             request = BlocksRequest(story, tuple(names))
             await stream.send(self._seal(peer, MessageType.BLOCKS_REQUEST, request))
             await stream.finish()
-            came = 0
             while (frame := await stream.receive(ANSWER_TIMEOUT)) is not None:
                 block = expect(frame, peer, MessageType.BLOCK, Block)
                 name = header_hash(block.header)
                 if name not in wanted:
                     raise InvalidMessage(Fault.NOT_AS_ASKED, f"block {name.hex()[:8]} was not asked for")
                 wanted.remove(name)
-                await take(block)
-                came += 1
-            return came
+                blocks.append(block)
+        return blocks
 
     async def ask(self, peer: PeerId, protocol: str, frame: bytes) -> bytes:
         """Send one frame and give the one that answers it."""
@@ -134,8 +131,8 @@ class Chain(Protocol):
     def store(self) -> Store:
         """The store as it is now."""
 
-    async def submit(self, block: Block, sender: PeerId | None) -> None:
-        """Take in a block, or raise InvalidBlock."""
+    async def submit_all(self, blocks: Sequence[Block], sender: PeerId | None) -> None:
+        """Take in blocks, parents first, or raise InvalidBlock."""
 
 
 async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> int:
@@ -165,13 +162,10 @@ async def _pull_batch(puller: Puller, chain: Chain, peer: PeerId, tip: Hash) -> 
     came = 0
     for start in range(0, len(names), _BODIES):
         batch = names[start : start + _BODIES]
-
-        async def take(block: Block) -> None:
-            await chain.submit(block, peer)
-
-        arrived = await puller.blocks(peer, store.story, batch, take)
-        came += arrived
-        if arrived < len(batch):
+        blocks = await puller.blocks(peer, store.story, batch)
+        await chain.submit_all(blocks, peer)
+        came += len(blocks)
+        if len(blocks) < len(batch):
             logger.info("a peer announced headers whose bodies it did not send")
             break
     return came
@@ -260,6 +254,8 @@ class SyncService:
                 came = await pull(self._puller, self._chain, peer, status)
                 if came:
                     logger.info("%d blocks came by sync", came)
+        except InvalidBlock as error:  # the chain has named whoever sent it
+            logger.info("sync with a peer ended: %s", error)
         except ProtocolError as error:
             self._penalize(peer, "sync", error)
         except ServiceError as error:

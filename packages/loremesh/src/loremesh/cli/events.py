@@ -1,0 +1,109 @@
+"""How a node program shows what happens: a JSON object per line for programs, short lines for people."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from loremesh.primitives import PeerId
+from loremesh.protocol.identity import peer_id_text
+from loremesh.services.happenings import (
+    Evidence,
+    Happening,
+    Head,
+    PeerChanged,
+    Ready,
+    Rejected,
+    Role,
+    Tell,
+    Tracker,
+)
+
+_SHORT: Final = 8
+
+
+def printer(*, as_json: bool, node: str | None = None) -> Tell:
+    """Give what prints happenings on stdout.
+
+    Args:
+        as_json: For programs, as the command line's contract has it.
+        node: Which of several nodes of this process it is.
+    """
+    return _json_printer(node) if as_json else _text_printer(node)
+
+
+def event_view(happening: Happening) -> dict[str, Any]:
+    """Show a happening as the JSON object that scripts rely on, without its time."""
+    match happening:
+        case Ready(role, peer_id, addresses, story):
+            where = {"peer_id": peer_id_text(peer_id), "addresses": list(addresses)}
+            return {"event": "ready", "role": role, **where, "story": story.hex() if story else None}
+        case Head(height, name, producer, depth):
+            by = peer_id_text(producer) if producer else None
+            return {"event": "head", "height": height, "hash": name.hex(), "producer": by, "reorg_depth": depth}
+        case Role(is_tracker, height):
+            return {"event": "state", "state": "tracker" if is_tracker else "peer", "height": height}
+        case Tracker(peer_id, height):
+            return {"event": "tracker", "peer_id": peer_id_text(peer_id), "height": height}
+        case PeerChanged(peer_id, change):
+            return {"event": "peer", "peer_id": peer_id_text(peer_id), "change": change}
+        case Rejected(what, fault, peer_id, detail):
+            why = {"fault": str(fault), "detail": detail}
+            return {"event": "rejected", "what": what, **why, "peer_id": peer_id_text(peer_id)}
+        case Evidence(producer, kind):
+            return {"event": "evidence", "validator": peer_id_text(producer), "kind": kind}
+
+
+def _json_printer(node: str | None) -> Tell:
+    def tell(happening: Happening) -> None:
+        view = event_view(happening)
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        named = {"node": node} if node else {}
+        line = {"event": view.pop("event"), "at": at, **named, **view}
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    return tell
+
+
+def _text_printer(node: str | None) -> Tell:
+    console = Console(highlight=False, soft_wrap=True)
+    prefix = f"{node}: " if node else ""
+
+    def tell(happening: Happening) -> None:
+        line, style = _line(happening)
+        console.print(Text(prefix + line, style))
+
+    return tell
+
+
+def _line(happening: Happening) -> tuple[str, str]:
+    """Put a happening into a line for people, and its style."""
+    match happening:
+        case Ready(role, peer_id, addresses, story):
+            lines = [f"{role} {peer_id_text(peer_id)} is ready"]
+            lines += [f"  story {story.hex()}" if story else "  no story: an address for others to join through"]
+            lines += [f"  listening at {address}" for address in addresses]
+            return "\n".join(lines), "bold"
+        case Head(height, name, producer, depth):
+            by = _short(producer) if producer else "nobody"
+            reorg = f", in place of {depth} blocks that lost" if depth else ""
+            return f"block {height} ({name.hex()[:_SHORT]}) by {by}{reorg}", "yellow" if depth else "green"
+        case Role(is_tracker, _):
+            return ("we are the tracker of this round", "cyan") if is_tracker else ("we race", "cyan")
+        case Tracker(peer_id, _):
+            return f"the tracker is {_short(peer_id)}", "dim"
+        case PeerChanged(peer_id, change):
+            return f"peer {_short(peer_id)} {'is dead' if change == 'dead' else change}", "dim"
+        case Rejected(what, fault, peer_id, detail):
+            return f"refused a {what} of {_short(peer_id)}: {fault}" + (f" ({detail})" if detail else ""), "red"
+        case Evidence(producer, kind):
+            return f"evidence against {_short(producer)}: {kind}", "red"
+
+
+def _short(peer_id: PeerId) -> str:
+    """Show the end of a peer id: they all begin alike."""
+    return "…" + peer_id_text(peer_id)[-_SHORT:]

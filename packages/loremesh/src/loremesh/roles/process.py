@@ -1,0 +1,79 @@
+"""A process around one or several nodes: signals, and one node's failure that is not the others'.
+
+SIGTERM and SIGINT end the nodes cleanly, a second one ends the process at once. SIGHUP makes them read their deny
+files again.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from loremesh.errors import LoremeshError
+from loremesh.roles.node import Node
+
+logger = logging.getLogger("loremesh.process")
+
+Start = Callable[["trio.TaskStatus[Node]"], Awaitable[None]]
+"""Runs one node; reports it through the task status."""
+
+_STOP_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT}
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+async def run_until_stopped(starts: Sequence[Start]) -> None:
+    """Run nodes side by side until a signal ends them.
+
+    Raises:
+        LoremeshError: The only node failed, or the last one that was left.
+    """
+    nodes: list[Node] = []
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_heed, signals, nodes, nursery.cancel_scope)
+            async with trio.open_nursery() as running:
+                left = [len(starts)]
+                for start in starts:
+                    running.start_soon(_supervise, start, nodes, left)
+            nursery.cancel_scope.cancel()
+
+
+async def _supervise(start: Start, nodes: list[Node], left: list[int]) -> None:
+    """Run one node; when it fails and others are left, say so and let them go on."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nodes.append(await nursery.start(_reporting, start))
+    except* (LoremeshError, OSError) as failed:
+        left[0] -= 1
+        if not left[0]:
+            raise
+        logger.error("one of the nodes ended, the others go on: %s", _first(failed))  # noqa: TRY400 - one line
+    except* Exception:
+        left[0] -= 1
+        if not left[0]:
+            raise
+        logger.exception("one of the nodes ended by a bug of ours, the others go on")
+
+
+async def _reporting(start: Start, *, task_status: trio.TaskStatus[Node]) -> None:
+    await start(task_status)
+
+
+async def _heed(signals: AsyncIterator[int], nodes: list[Node], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number in _STOP_SIGNALS and scope.cancel_called:
+            os._exit(128 + number)
+        if number in _STOP_SIGNALS:
+            scope.cancel()
+        else:
+            for node in nodes:
+                node.reload()
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
