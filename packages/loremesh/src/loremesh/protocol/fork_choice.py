@@ -190,12 +190,11 @@ def on_block(store: Store, block: Block) -> Store:
         StateMissing: Not a fault: the caller must replay first.
     """
     name = check_block_alone(store.genesis, store.story, block)
-    store = replace(store, changes=())
     if is_known(store, name):
-        return store
+        return replace(store, changes=())
     if block.header.parent not in store.entries:
-        return _wait_for_parent(store, name, block)
-    return _settle(_join(store, name, block), name)
+        return _wait_for_parent(replace(store, changes=()), name, block)
+    return _settle(_join(store, name, block, ()), name)
 
 
 def on_replay(store: Store, blocks: tuple[Block, ...]) -> Store:
@@ -248,7 +247,7 @@ def _settle(store: Store, name: Hash) -> Store:
 def _try_to_join(store: Store, name: Hash, block: Block) -> Store:
     """Let a block that had been waiting join, or refuse it with all that waited for it."""
     try:
-        return _join(store, name, block)
+        return _join(store, name, block, store.changes)
     except InvalidBlock as error:
         return _drop_descendants(_with(store, Refused(name, error)), name)
 
@@ -257,38 +256,41 @@ def _freed_by(store: Store, name: Hash) -> list[tuple[Hash, Block]]:
     return [(orphan, store.orphans[orphan]) for orphan in store.orphans_of.get(name) or ()]
 
 
-def _join(store: Store, name: Hash, block: Block) -> Store:
+def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -> Store:
+    """Let a block whose parent is in the tree join it, or hold it; `changes` are those of this event so far."""
     header = block.header
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
+    siblings = store.children.get(header.parent) or ()
     rivals = [
-        child
-        for child in store.children.get(header.parent) or ()
-        if (known := store.entries[child].header) is not None and known.producer == header.producer
+        sibling
+        for sibling in siblings
+        if (known := store.entries[sibling].header) is not None and known.producer == header.producer
     ]
     if len(rivals) >= MAX_HEADERS_PER_PARENT:
         raise InvalidBlock(Fault.EQUIVOCATION, name)
     if header.time > store.now + store.genesis.parameters.max_ahead:
-        return _hold(store, name, block)
+        return _hold(replace(store, changes=changes), name, block)
     before = store.states.get(header.parent)
     if before is None:
         raise StateMissing(_path_to_state(store, header.parent))
     state = state_after(store.story, block, before, name)
-    siblings = store.children.get(header.parent) or ()
     height = header.height
+    work = parent.work + work_of(header.target)
+    # A change of the store costs more than all the maps in it: what a block changes is changed in one step.
     store = replace(
         store,
-        entries=store.entries.insert(
-            name, Entry(link_of(header, parent.link), header.parent, parent.work + work_of(header.target), header)
-        ),
+        entries=store.entries.insert(name, Entry(link_of(header, parent.link, name), header.parent, work, header)),
         states=store.states.insert(name, state),
         children=store.children.insert(header.parent, (*siblings, name)),
         heights=store.heights.insert(height, (*(store.heights.get(height) or ()), name)),
         tips=store.tips.discard(header.parent).insert(name, None),
+        changes=(
+            *changes,
+            Accepted(name, block),
+            *(Equivocated(header.producer, rival, name) for rival in rivals),
+        ),
     )
-    store = _with(store, Accepted(name, block))
-    if rivals:
-        store = _with(store, Equivocated(header.producer, rivals[0], name))
     return _choose(store, name)
 
 
@@ -313,9 +315,13 @@ def _choose(store: Store, name: Hash) -> Store:
     adopted.reverse()
     for offset, block_hash in enumerate(adopted, start=1):
         canon = canon.insert(entry.link.height + offset, block_hash)
-    store = replace(store, head=name, canon=canon)
-    store = _with(store, HeadMoved(name, tuple(abandoned), tuple(adopted)))
-    return _forget_states(store, head.link.height, tip.link.height)
+    return replace(
+        store,
+        head=name,
+        canon=canon,
+        states=_recent_states(store, head.link.height, tip.link.height),
+        changes=(*store.changes, HeadMoved(name, tuple(abandoned), tuple(adopted))),
+    )
 
 
 def _descending(name: Hash) -> int:
@@ -323,13 +329,14 @@ def _descending(name: Hash) -> int:
     return -int.from_bytes(name, "big")
 
 
-def _forget_states(store: Store, before: Height, after: Height) -> Store:
+def _recent_states(store: Store, before: Height, after: Height) -> Map[Hash, State]:
+    """Give the states that are kept when the head's height goes from `before` to `after`."""
     states = store.states
     for height in range(max(1, before + 1 - KEEP_STATES), after + 1 - KEEP_STATES):
         if height % STATE_EVERY:
             for name in store.heights.get(height) or ():
                 states = states.discard(name)
-    return replace(store, states=states)
+    return states
 
 
 def _path_to_state(store: Store, name: Hash) -> tuple[Hash, ...]:

@@ -12,21 +12,26 @@ from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId, Target
 from loremesh.protocol.block import (
     PARAGRAPH,
     Block,
+    Content,
     Header,
     SignedHeader,
     content_root,
     header_hash,
     transaction_root,
 )
-from loremesh.protocol.codec import encode
+from loremesh.protocol.codec import encode, limit_of
 from loremesh.protocol.content.paragraph import check_paragraph
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
 from loremesh.protocol.identity import check_peer_id, verify
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
+from loremesh.protocol.transaction import Transaction
 from loremesh.protocol.work import meets, next_target, search_prefix, target_of
 
 MODEL_WORDS: Final = 16
+
+
+_BARE_BLOCK_BYTES: Final = limit_of(SignedHeader) + limit_of(Content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,10 @@ def genesis_link(genesis: Genesis) -> Link:
     )
 
 
-def link_of(header: Header, parent: Link) -> Link:
-    """Give the link of a checked header."""
+def link_of(header: Header, parent: Link, name: Hash | None = None) -> Link:
+    """Give the link of a checked header; `name` is its hash where that is known already."""
     took = Millis(header.time - parent.time)
-    return Link(header_hash(header), header.height, header.producer, header.time, header.target, took)
+    return Link(name or header_hash(header), header.height, header.producer, header.time, header.target, took)
 
 
 def target_after(genesis: Genesis, parent: Link) -> Target:
@@ -137,9 +142,11 @@ def check_block_alone(genesis: Genesis, story: StoryId, block: Block) -> Hash:
         raise InvalidBlock(Fault.WRONG_CONTENT_ROOT, name)
     if header.transaction_root != transaction_root(story, block.transactions):
         raise InvalidBlock(Fault.WRONG_TRANSACTION_ROOT, name)
-    size = len(encode(block))
-    if size > rules.block_bytes:
-        raise InvalidBlock(Fault.TOO_LARGE, name, f"{size} bytes, at most {rules.block_bytes}")
+    # A block with few transactions cannot be over the limit, so it need not be encoded to be measured.
+    if _BARE_BLOCK_BYTES + len(block.transactions) * limit_of(Transaction) > rules.block_bytes:
+        size = len(encode(block))
+        if size > rules.block_bytes:
+            raise InvalidBlock(Fault.TOO_LARGE, name, f"{size} bytes, at most {rules.block_bytes}")
     try:
         _check_content(genesis, block)
     except ProtocolError as error:
