@@ -108,33 +108,50 @@ def test_arguments_nobody_expects_are_wrong_usage(arguments: list[str], capsys: 
     assert capsys.readouterr().err.endswith("(see loremesh --help)\n")
 
 
-def test_output_that_nobody_reads_any_more_is_no_error() -> None:
+SHOUT = """
+import sys, typer
+from loremesh.cli.errors import run
+app = typer.Typer()
+
+@app.command()
+def shout(length: int, again: int) -> None:
+    for _ in range(again):
+        sys.stdout.write("x" * length)
+
+run(app, "loremesh")
+"""
+
+
+def shout(length: int, again: int, stdout: int) -> tuple[int, bytes]:
+    """Run a program that writes to `stdout`; give its exit code and what it says on stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SHOUT, str(length), str(again)],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+    return ended.returncode, ended.stderr
+
+
+AMOUNTS = pytest.mark.parametrize(("length", "again"), [(1, 1), (1, 100_000), (100_000, 3)])
+
+
+@AMOUNTS
+def test_output_that_nobody_reads_any_more_is_no_error(length: int, again: int) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "loremesh_client", "new", "--title", "A tale", "--premise", "Once upon a time."],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=60,
-        )
+        assert shout(length, again, writing) == (0, b"")
     finally:
         os.close(writing)
-    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_a_full_disk_is_this_machines_fault() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full to write to")
-    with full.open("wb") as nowhere:
-        ended = subprocess.run(
-            [sys.executable, "-m", "loremesh_client", "new", "--title", "A tale", "--premise", "Once upon a time."],
-            stdout=nowhere,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=60,
-        )
-    assert ended.returncode == ExitCode.MACHINE
-    assert b"No space left" in ended.stderr
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to write to")
+@AMOUNTS
+def test_a_full_disk_is_this_machines_fault(length: int, again: int) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, said = shout(length, again, full.fileno())
+    assert code == ExitCode.MACHINE
+    assert said == b"loremesh: [Errno 28] No space left on device\n"

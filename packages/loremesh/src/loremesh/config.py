@@ -95,7 +95,7 @@ class Settings(BaseModel):
     The alias of a field is its key in the file, its flag and its variable.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
     """What logs call this node; of several executors in one process, also the name of its data directory."""

@@ -112,8 +112,9 @@ def _explain(program: str, error: BaseException) -> ExitCode:
     # Of several tasks that failed together, a bug of ours is what must be seen.
     leaf = min(_leaves(error), key=lambda one: exit_code(one) is not ExitCode.BUG)
     code = exit_code(leaf)
-    if code is ExitCode.DONE:
+    if isinstance(leaf, OSError):
         _discard_output()
+    if code is ExitCode.DONE:
         return code
     if code is ExitCode.INTERRUPTED:
         return _say(f"{program}: interrupted", code)
@@ -144,6 +145,6 @@ def _say(line: str, code: ExitCode) -> ExitCode:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter from complaining, when it ends, that the last lines went nowhere."""
+    """Keep the interpreter, when it ends, from trying once more to write what could not be written."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
