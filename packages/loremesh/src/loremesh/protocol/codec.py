@@ -264,7 +264,7 @@ def _shape(where: str, hint: Any) -> _Shape:  # noqa: ANN401 - annotations are o
     if hint in _schemas:
         nested = _schemas[hint]
         return _Shape(list, nested.from_array, nested.to_array, nested.longest_array)
-    base, mark = get_args(hint)
+    base, mark = get_args(hint) or (hint, None)
     match mark:
         case Int(low, high):
             return _Shape(int, _read_int(where, low, high), any_number=(low, high) == (0, U64_MAX))

@@ -275,13 +275,16 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     if before is None:
         raise StateMissing(_path_to_state(store, header.parent))
     state = state_after(store.story, block, before, name)
-    height = header.height
-    work = parent.work + work_of(header.target)
-    # A change of the store costs more than all the maps in it: what a block changes is changed in one step.
-    store = replace(
+    height, work = header.height, parent.work + work_of(header.target)
+    entry = Entry(link_of(header, parent.link, name), header.parent, work, header)
+    head, canon, moves = _choose(store, entry)
+    # All in one step: replacing a field of the store costs more than all the insertions into its maps.
+    return replace(
         store,
-        entries=store.entries.insert(name, Entry(link_of(header, parent.link, name), header.parent, work, header)),
-        states=store.states.insert(name, state),
+        head=head,
+        entries=store.entries.insert(name, entry),
+        states=_recent_states(store, Height(len(canon) - 1)).insert(name, state),
+        canon=canon,
         children=store.children.insert(header.parent, (*siblings, name)),
         heights=store.heights.insert(height, (*(store.heights.get(height) or ()), name)),
         tips=store.tips.discard(header.parent).insert(name, None),
@@ -289,24 +292,24 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
             *changes,
             Accepted(name, block),
             *(Equivocated(header.producer, rival, name) for rival in rivals),
+            *moves,
         ),
     )
-    return _choose(store, name)
 
 
-def _choose(store: Store, name: Hash) -> Store:
-    """Move the head to `name` if it is better."""
-    head, tip = store.tip, store.entries[name]
+def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], tuple[Change, ...]]:
+    """Give the head and its canonical path once `tip` has joined the tree, and say whether that is a change."""
+    head, name = store.tip, tip.link.hash
     if (tip.work, _descending(name)) <= (head.work, _descending(store.head)):
-        return store
+        return store.head, store.canon, ()
     adopted = []
     entry = tip
-    while not is_canonical(store, entry.link.hash):
+    while store.canon.get(entry.link.height) != entry.link.hash:
         adopted.append(entry.link.hash)
         entry = store.entries[entry.parent]
     depth = head.link.height - entry.link.height
     if store.max_reorg is not None and depth > store.max_reorg:
-        return _with(store, ReorgWithheld(name, depth))
+        return store.head, store.canon, (ReorgWithheld(name, depth),)
     canon = store.canon
     abandoned = []
     for height in range(head.link.height, entry.link.height, -1):
@@ -315,13 +318,7 @@ def _choose(store: Store, name: Hash) -> Store:
     adopted.reverse()
     for offset, block_hash in enumerate(adopted, start=1):
         canon = canon.insert(entry.link.height + offset, block_hash)
-    return replace(
-        store,
-        head=name,
-        canon=canon,
-        states=_recent_states(store, head.link.height, tip.link.height),
-        changes=(*store.changes, HeadMoved(name, tuple(abandoned), tuple(adopted))),
-    )
+    return name, canon, (HeadMoved(name, tuple(abandoned), tuple(adopted)),)
 
 
 def _descending(name: Hash) -> int:
@@ -329,12 +326,12 @@ def _descending(name: Hash) -> int:
     return -int.from_bytes(name, "big")
 
 
-def _recent_states(store: Store, before: Height, after: Height) -> Map[Hash, State]:
-    """Give the states that are kept when the head's height goes from `before` to `after`."""
+def _recent_states(store: Store, height: Height) -> Map[Hash, State]:
+    """Give the states that are kept when the head's height becomes `height`."""
     states = store.states
-    for height in range(max(1, before + 1 - KEEP_STATES), after + 1 - KEEP_STATES):
-        if height % STATE_EVERY:
-            for name in store.heights.get(height) or ():
+    for old in range(max(1, store.tip.link.height + 1 - KEEP_STATES), height + 1 - KEEP_STATES):
+        if old % STATE_EVERY:
+            for name in store.heights.get(old) or ():
                 states = states.discard(name)
     return states
 
