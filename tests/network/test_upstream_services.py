@@ -41,8 +41,8 @@ def frame(message):
     return encode_varint_prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString())
 
 async def main(attack):
-    victim = new_host(key_pair=create_new_key_pair(secrets.token_bytes(32)), listen_addrs=LISTEN, connection_config=QUIET)
-    attacker_keys = create_new_key_pair(secrets.token_bytes(32))
+    victim_keys, attacker_keys = (create_new_key_pair(secrets.token_bytes(32)) for _ in range(2))
+    victim = new_host(key_pair=victim_keys, listen_addrs=LISTEN, connection_config=QUIET)
     attacker = new_host(key_pair=attacker_keys, connection_config=QUIET)
     async with attacker.run(listen_addrs=[]), victim.run(listen_addrs=LISTEN):
         router = GossipSub([PROTOCOL_ID_V11], 6, 4, 12, heartbeat_interval=1)

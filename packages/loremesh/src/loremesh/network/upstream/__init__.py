@@ -5,10 +5,8 @@ stock code to see whether the defect is still there: when such a test fails, ups
 """
 
 import logging
-import os
 
-# yamux: one WINDOW_UPDATE per read costs a third of the throughput; read by upstream at call time, set before import.
-os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
+import libp2p  # noqa: F401 - its import sets up its logging, which the next line changes
 
 # Upstream logs ordinary happenings (a peer leaving, a refused stream) as errors; ours are in `loremesh.network`.
 logging.getLogger("libp2p").setLevel(logging.CRITICAL)
