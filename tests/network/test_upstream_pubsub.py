@@ -1,0 +1,231 @@
+"""`upstream/pubsub.py`: gossip that is quick, whole, bounded, and true to its signer."""
+
+import inspect
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from loremesh.errors import Fault
+from loremesh.network.behaviour import Behaviour
+from loremesh.network.events import GossipReceived, GossipRefused, PeerConnected
+from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream.pubsub import Router, message_id
+from loremesh.primitives import PeerId
+from loremesh.testing.loopback import PATIENCE, wait_event
+
+from libp2p import new_host  # isort: skip
+from libp2p.abc import INetStream  # isort: skip
+from libp2p.crypto.keys import KeyPair  # isort: skip
+from libp2p.crypto.secp256k1 import create_new_key_pair  # isort: skip
+from libp2p.peer.id import ID  # isort: skip
+from libp2p.pubsub import pubsub as stock_pubsub  # isort: skip
+from libp2p.pubsub import rpc_queue  # isort: skip
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub  # isort: skip
+from libp2p.pubsub.pb import rpc_pb2  # isort: skip
+from libp2p.pubsub.pubsub import Pubsub  # isort: skip
+from libp2p.utils import encode_varint_prefixed  # isort: skip
+from multiaddr import Multiaddr  # isort: skip
+
+StartNode = Callable[..., Awaitable[Behaviour]]
+StartStock = Callable[..., Awaitable[Any]]
+TOPIC = "/loremesh/test/1"
+OTHER_TOPIC = "/loremesh/test/2"
+GOSSIP = "/meshsub/1.1.0"
+
+
+def anything(_signer: PeerId, _data: bytes) -> None:
+    """Accept every message."""
+
+
+def signed(keys: KeyPair, data: bytes = b"data", **changes: Any) -> rpc_pb2.Message:
+    """A message as its signer makes it; `changes` are signed too."""
+    signer = ID.from_pubkey(keys.public_key).to_bytes()
+    fields: dict[str, Any] = {"data": data, "topicIDs": [TOPIC], "from_id": signer, "seqno": secrets.token_bytes(8)}
+    message = rpc_pb2.Message(**{**fields, **changes})
+    message.signature = keys.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    return message
+
+
+class Speaker:
+    """A stranger that puts any message whatsoever on a gossip stream to a node."""
+
+    def __init__(self, stream: INetStream, keys: KeyPair) -> None:
+        self.keys = keys
+        self.peer_id = PeerId(ID.from_pubkey(keys.public_key).to_bytes())
+        self._stream = stream
+
+    async def say(self, *messages: rpc_pb2.Message) -> None:
+        await self._stream.write(encode_varint_prefixed(rpc_pb2.RPC(publish=messages).SerializeToString()))
+
+
+@pytest.fixture
+async def node(start_node: StartNode) -> Behaviour:
+    node = await start_node()
+    await node.subscribe(TOPIC, anything)
+    return node
+
+
+@pytest.fixture
+async def speaker(node: Behaviour, start_stock: StartStock) -> Speaker:
+    keys = create_new_key_pair(secrets.token_bytes(32))
+    host = await start_stock(keys)
+    await host.get_network().dial_addr(Multiaddr(node.addresses()[0]), ID(node.peer_id))
+    await wait_event(node, PeerConnected)
+    return Speaker(await host.new_stream(ID(node.peer_id), [GOSSIP]), keys)
+
+
+async def heard_next(node: Behaviour, speaker: Speaker) -> GossipReceived:
+    """What the node hears first: something said before, or this."""
+    await speaker.say(signed(speaker.keys, b"last"))
+    return await wait_event(node, GossipReceived)
+
+
+async def test_a_signed_message_is_heard_once_however_often_it_is_said(node: Behaviour, speaker: Speaker) -> None:
+    message = signed(speaker.keys, b"once")
+    await speaker.say(message, message)
+    await speaker.say(message)
+    assert (await wait_event(node, GossipReceived)).data == b"once"
+    assert (await heard_next(node, speaker)).data == b"last"
+
+
+async def test_a_false_signature_is_refused_and_does_not_keep_the_true_message_out(
+    node: Behaviour, speaker: Speaker
+) -> None:
+    author = create_new_key_pair(secrets.token_bytes(32))
+    true = signed(author, b"true")
+    false = rpc_pb2.Message.FromString(true.SerializeToString())
+    false.data = b"false"
+    await speaker.say(false, true)
+    signer = PeerId(ID.from_pubkey(author.public_key).to_bytes())
+    refused = await wait_event(node, GossipRefused)
+    assert refused == GossipRefused(TOPIC, Fault.BAD_SIGNATURE, signer, speaker.peer_id)
+    assert await wait_event(node, GossipReceived) == GossipReceived(TOPIC, b"true", signer, speaker.peer_id)
+
+
+@pytest.mark.parametrize(
+    "from_id", [b"", b"\x00", b"\xff" * 39, b"\x12\x20" + bytes(32), bytes.fromhex("002508021221") + b"\x05" * 33]
+)
+@pytest.mark.parametrize("key", [b"", b"\xff\xff"])
+async def test_a_signer_that_is_no_peer_is_the_forwarders_fault(
+    node: Behaviour, speaker: Speaker, from_id: bytes, key: bytes
+) -> None:
+    message = signed(speaker.keys, from_id=from_id)
+    message.key = key
+    await speaker.say(message)
+    refused = await wait_event(node, GossipRefused)
+    assert refused == GossipRefused(TOPIC, Fault.BAD_KEY, speaker.peer_id, speaker.peer_id)
+
+
+async def test_a_message_without_signature_or_with_an_odd_number_is_refused(node: Behaviour, speaker: Speaker) -> None:
+    unsigned = signed(speaker.keys)
+    unsigned.signature = b""
+    for message in (unsigned, signed(speaker.keys, seqno=b""), signed(speaker.keys, seqno=bytes(9))):
+        await speaker.say(message)
+        assert (await wait_event(node, GossipRefused)).fault is Fault.BAD_SIGNATURE
+
+
+@pytest.mark.parametrize("topics", [[], ["unheard of"], [TOPIC, TOPIC], [TOPIC, "unheard of"]])
+async def test_a_message_of_no_one_subscribed_topic_is_not_heard(
+    node: Behaviour, speaker: Speaker, topics: list[str]
+) -> None:
+    await speaker.say(signed(speaker.keys, b"lost", topicIDs=topics))
+    assert (await heard_next(node, speaker)).data == b"last"
+
+
+async def test_a_beat_tells_each_peer_only_what_concerns_it() -> None:
+    assert await told_by(Router(NetworkSettings())) == {"one": [TOPIC], "two": [OTHER_TOPIC]}
+
+
+async def test_canary_a_stock_beat_still_tells_peers_what_concerns_others() -> None:
+    told = await told_by(GossipSub([PROTOCOL_ID_V11], 6, 4, 12))
+    assert told["two"] == [TOPIC, OTHER_TOPIC], "upstream minds its lists now: Router._emit_control_msgs can go"
+
+
+async def told_by(router: GossipSub) -> dict[str, list[str]]:
+    """Have two peers grafted to a topic each; tell which topics each of them hears of."""
+    told: dict[str, list[str]] = {}
+
+    async def emit(control: rpc_pb2.ControlMessage, peer_id: ID) -> None:
+        told[peer_id.to_bytes().decode()] = [graft.topicID for graft in control.graft]
+
+    vars(router)["emit_control_message"] = emit
+    await router._emit_control_msgs({ID(b"one"): [TOPIC], ID(b"two"): [OTHER_TOPIC]}, {}, {})
+    return told
+
+
+class SlowStream:
+    """Takes what is written in two pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    async def write(self, data: bytes) -> None:
+        for piece in (data[:10], data[10:]):
+            await trio.lowlevel.checkpoint()
+            self.pieces.append(piece)
+
+
+async def are_frames_whole(pubsub: Pubsub) -> bool:
+    stream = SlowStream()
+    frames = [rpc_pb2.RPC(publish=[rpc_pb2.Message(data=letter * 50)]) for letter in (b"a", b"b")]
+    async with trio.open_nursery() as nursery:
+        for frame in frames:
+            nursery.start_soon(pubsub.write_msg, stream, frame)  # type: ignore[arg-type]  # all it does is write
+    whole = {b"".join(stream.pieces[:2]), b"".join(stream.pieces[2:])}
+    return whole == {encode_varint_prefixed(frame.SerializeToString()) for frame in frames}
+
+
+def stock_gossip() -> Pubsub:
+    host = new_host(key_pair=create_new_key_pair(secrets.token_bytes(32)))
+    return Pubsub(host, GossipSub([PROTOCOL_ID_V11], 6, 4, 12))
+
+
+async def test_frames_written_at_once_do_not_mix(node: Behaviour) -> None:
+    assert await are_frames_whole(node._pubsub)
+
+
+async def test_canary_stock_frames_written_at_once_still_mix() -> None:
+    assert not await are_frames_whole(stock_gossip()), "upstream's frames are whole now: write_msg can go"
+
+
+async def test_canary_stock_gossip_still_forgets_the_topics_of_a_peer_whose_stream_broke() -> None:
+    pubsub = stock_gossip()
+    pubsub.peer_topics = {TOPIC: {ID(b"peer")}}
+    vars(pubsub)["_peer_is_connected"] = lambda _: True
+    vars(pubsub)["_schedule_peer_stream_retry"] = lambda _: None
+    pubsub._handle_dead_peer(ID(b"peer"))
+    assert not pubsub.peer_topics, "upstream remembers now: ContainedPubsub._handle_dead_peer can go"
+
+
+def test_canary_stock_queues_are_still_short_and_beats_still_rare() -> None:
+    defaults = {name: one.default for name, one in inspect.signature(GossipSub.__init__).parameters.items()}
+    remedy = "upstream's defaults have changed: look through upstream/pubsub.py"
+    assert (stock_pubsub.SUBSCRIPTION_CHANNEL_SIZE, rpc_queue.OutBoundQueueSize) == (32, 32), remedy
+    assert (defaults["heartbeat_interval"], defaults["max_messages_per_topic_per_second"]) == (120, 10.0), remedy
+    assert (defaults["adaptive_gossip_enabled"], defaults["spam_protection_enabled"]) == (True, True), remedy
+
+
+def test_a_message_is_named_as_other_implementations_name_it() -> None:
+    keys = create_new_key_pair(secrets.token_bytes(32))
+    message = signed(keys, seqno=b"12345678")
+    assert message_id(message) == keys.public_key.serialize() + b"12345678"
+
+
+async def test_our_cache_names_messages_as_everyone_does(node: Behaviour, speaker: Speaker) -> None:
+    message = signed(speaker.keys, b"kept")
+    await speaker.say(message)
+    await wait_event(node, GossipReceived)
+    assert node._router.mcache.get(message_id(message)) is not None
+
+
+async def test_a_message_missed_is_fetched_at_the_next_beat(start_node: StartNode) -> None:
+    """Whoever joins the topic after a message was sent hears of it: gossip repairs short gaps by itself."""
+    early, late = await start_node(), await start_node()
+    await early.subscribe(TOPIC, anything)
+    await early.publish(TOPIC, b"before you came")
+    await late.subscribe(TOPIC, anything)
+    await late.connect(early.addresses()[0], PATIENCE)
+    assert (await wait_event(late, GossipReceived)).data == b"before you came"
