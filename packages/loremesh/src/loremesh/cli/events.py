@@ -35,7 +35,7 @@ def printer(*, as_json: bool, node: str | None = None) -> Tell:
     return _json_printer(node) if as_json else _text_printer(node)
 
 
-def event_view(happening: Happening) -> dict[str, Any]:
+def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one arm per event
     """Show a happening as the JSON object that scripts rely on, without its time."""
     match happening:
         case Ready(role, peer_id, addresses, story):
@@ -80,7 +80,7 @@ def _text_printer(node: str | None) -> Tell:
     return tell
 
 
-def _line(happening: Happening) -> tuple[str, str]:
+def _line(happening: Happening) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
     """Put a happening into a line for people, and its style."""
     match happening:
         case Ready(role, peer_id, addresses, story):
@@ -93,7 +93,7 @@ def _line(happening: Happening) -> tuple[str, str]:
             reorg = f", in place of {depth} blocks that lost" if depth else ""
             return f"block {height} ({name.hex()[:_SHORT]}) by {by}{reorg}", "yellow" if depth else "green"
         case Role(is_tracker, _):
-            return ("we are the tracker of this round", "cyan") if is_tracker else ("we race", "cyan")
+            return ("we are the tracker of this round" if is_tracker else "we are a peer in this round"), "cyan"
         case Tracker(peer_id, _):
             return f"the tracker is {_short(peer_id)}", "dim"
         case PeerChanged(peer_id, change):

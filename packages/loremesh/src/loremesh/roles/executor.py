@@ -13,7 +13,8 @@ from loremesh.backends.budget import DailyCap
 from loremesh.backends.builtin import BuiltinBackend
 from loremesh.config import Settings
 from loremesh.primitives import Hash
-from loremesh.roles.node import EXECUTOR, Node, Story, run_node, wall_clock
+from loremesh.roles.networking import wall_clock
+from loremesh.roles.node import EXECUTOR, Node, Story, run_node
 from loremesh.roles.process import Start, run_until_stopped
 from loremesh.services.canon import newest_paragraphs
 from loremesh.services.happenings import Tell

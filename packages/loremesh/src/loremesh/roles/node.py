@@ -2,9 +2,8 @@
 
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,12 +21,13 @@ from loremesh.network.events import (
     PeerDisconnected,
 )
 from loremesh.network.settings import NetworkSettings
-from loremesh.primitives import Millis, PeerId
+from loremesh.primitives import PeerId
 from loremesh.protocol.codec import encode
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, genesis_from_bytes, story_id
 from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
 from loremesh.protocol.wire import PEERS_PROTOCOL, SYNC_PROTOCOL
 from loremesh.roles.joining import Lookout, check_story, read_genesis
+from loremesh.roles.networking import running_network, wall_clock
 from loremesh.services.announcements import Announcer
 from loremesh.services.chain import ChainService, Penalize
 from loremesh.services.happenings import Ready, Rejected, Tell
@@ -48,11 +48,6 @@ _UNVOTED_MAX_REORG: Final = 100
 _ENOUGH_PEERS: Final = 4
 _PROVIDE_EVERY: Final = 600.0
 _LONELY: Final = 10.0
-
-
-def wall_clock() -> Millis:
-    """Give Unix milliseconds."""
-    return Millis(time.time_ns() // 1_000_000)
 
 
 def identity_of(settings: Settings) -> Identity:
@@ -161,7 +156,7 @@ async def run_node(
     """
     make_directory(settings.data_dir)
     identity = identity_of(settings)
-    async with Disk.open(settings.data_dir) as disk, running_network(settings, identity) as network:
+    async with Disk.open(settings.data_dir) as disk, _network_of(settings, identity) as network:
         puller = Puller(network, identity, wall_clock)
         genesis = await _find_genesis(settings, role, disk, Lookout(identity, network, puller, wall_clock))
         node = await _assemble(
@@ -203,10 +198,8 @@ def make_directory(directory: Path) -> None:
         raise MachineError(f"{directory}: {(error.strerror or str(error)).lower()}") from error
 
 
-@asynccontextmanager
-async def running_network(settings: Settings, identity: Identity) -> AsyncIterator[Behaviour]:
-    """Run the network of one node; its sockets are closed when the block ends."""
-    network = Behaviour(
+def _network_of(settings: Settings, identity: Identity) -> AbstractAsyncContextManager[Behaviour]:
+    return running_network(
         identity,
         NetworkSettings(
             listen_addresses=settings.listen_addresses,
@@ -214,10 +207,6 @@ async def running_network(settings: Settings, identity: Identity) -> AsyncIterat
             max_connections_per_address=settings.max_connections_per_address,
         ),
     )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(network.run)
-        yield network
-        nursery.cancel_scope.cancel()
 
 
 async def _find_genesis(settings: Settings, role: str, disk: Disk, lookout: Lookout) -> Genesis | None:

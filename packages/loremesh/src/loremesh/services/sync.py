@@ -20,9 +20,12 @@ from loremesh.protocol.block import Block, SignedHeader, header_hash
 from loremesh.protocol.fork_choice import Store, is_known
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.transaction import Transaction
 from loremesh.protocol.validation import Link, check_header_alone, check_header_link, link_of
 from loremesh.protocol.wire import (
     SYNC_PROTOCOL,
+    Account,
+    AccountRequest,
     BlocksRequest,
     GenesisAnswer,
     GenesisRequest,
@@ -31,6 +34,7 @@ from loremesh.protocol.wire import (
     MessageType,
     Nothing,
     Status,
+    TransactionAccepted,
     expect,
     seal,
 )
@@ -105,6 +109,18 @@ class Puller:
                 wanted.remove(name)
                 blocks.append(block)
         return blocks
+
+    async def next_nonce(self, peer: PeerId, story: StoryId, sender: PeerId) -> int:
+        """Ask which nonce a sender's next transaction carries, counting what waits at `peer`."""
+        request = AccountRequest(story, sender)
+        answer = await self._ask(peer, MessageType.ACCOUNT_REQUEST, request, MessageType.ACCOUNT, Account)
+        return answer.nonce
+
+    async def hand_in(self, peer: PeerId, transaction: Transaction) -> Hash:
+        """Hand a transaction to a peer; gives its hash. A refusal is NOT_AS_ASKED, with the peer's reason."""
+        kinds = MessageType.TRANSACTION, MessageType.ACCEPTED
+        answer = await self._ask(peer, kinds[0], transaction, kinds[1], TransactionAccepted)
+        return answer.hash
 
     async def ask(self, peer: PeerId, protocol: str, frame: bytes) -> bytes:
         """Send one frame and give the one that answers it."""
@@ -259,7 +275,7 @@ class SyncService:
         except ProtocolError as error:
             self._penalize(peer, "sync", error)
         except ServiceError as error:
-            logger.info("sync with a peer ended: %s", error)
+            logger.debug("sync with a peer ended: %s", error)
 
     def _next_peer(self) -> PeerId | None:
         peers = sorted(self._network.connected())

@@ -1,0 +1,206 @@
+"""The demo's course: nodes start, the story grows, forks, heals, and comes to its end.
+
+Every node is a process of its own that finds the others over libp2p; nothing is simulated but the time the built-in
+generator pretends to think.
+"""
+
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from loremesh.cli.demo_nodes import DemoNode, demo_node, events_of, program, run_client
+from loremesh.cli.demo_show import Show
+from loremesh.errors import DeadlinePassed
+from loremesh.primitives import Millis
+from loremesh.protocol.genesis import Genesis, Parameters, Validator, genesis_to_toml
+from loremesh.protocol.identity import Identity
+from loremesh.roles.networking import wall_clock
+from loremesh.storage.keys import write_key
+
+_TITLE: Final = "The Reef Light"
+_PREMISE: Final = (
+    "Mara keeps the lighthouse at Gull Harbour. One morning the tide leaves a bottle on her step, and in it a map of "
+    "an island that no chart has ever shown."
+)
+_SUGGESTION: Final = "The map changes whenever the tide turns."
+_LATENCY: Final = "0.1,1.2"
+_START_TIMEOUT: Final = 90.0
+_BLOCK_TIMEOUT: Final = 30.0
+_CUT_AT: Final = 2
+_CUT_TIMEOUT: Final = 30.0
+_HEAL_TIMEOUT: Final = 45.0
+_WINNERS: Final = 3
+
+
+async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT001 - trio.run passes positions
+    """Run the demo.
+
+    Args:
+        blocks: Height to reach.
+        executors: How many race, at least 2.
+        as_json: Print events as JSON lines, and the canon as the last line.
+
+    Raises:
+        DeadlinePassed: Something the demo waits for did not happen.
+        ServiceError: A node ended by itself.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="loremesh-demo-"))
+    show = Show(as_json=as_json)
+    show.opening(_TITLE, executors)
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        course = _Course(show)
+        await _start_nodes(directory, executors, course, stack, nursery)
+        await course.run(blocks)
+        bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
+        canon = await run_client("canon", *bootstrap, *(["--json"] if as_json else []))
+        show.finale(canon, course.nodes, directory)
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _patience(what: str, seconds: float) -> Iterator[None]:
+    with trio.move_on_after(seconds) as deadline:
+        yield
+    if deadline.cancelled_caught:
+        raise DeadlinePassed(f"the demo waited {seconds:.0f} s in vain for {what}")
+
+
+async def _start_nodes(
+    directory: Path, executors: int, course: "_Course", stack: AsyncExitStack, nursery: trio.Nursery
+) -> None:
+    """Start the validator, then the executors all at once: they find each other through it."""
+    names = ["validator", *(f"executor-{number}" for number in range(1, executors + 1))]
+    keys = {name: Identity.generate(secrets.token_bytes(32)) for name in names}
+    for name, key in keys.items():
+        (directory / name).mkdir()
+        write_key(directory / name / "key", key)
+    genesis = directory / "genesis.toml"
+    genesis.write_text(genesis_to_toml(_genesis(keys["validator"])), encoding="utf-8")
+    local = ["--genesis", str(genesis), "--listen-address", "/ip4/127.0.0.1/tcp/0"]
+
+    async def start(name: str, *command: str) -> DemoNode:
+        node = await stack.enter_async_context(demo_node(name, directory / name, [*command, *local]))
+        course.nodes.append(node)
+        nursery.start_soon(course.listen, node)
+        return node
+
+    validator = await start(names[0], program("loremesh-validator"))
+    with _patience("the validator to listen", _START_TIMEOUT):
+        await validator.ready.wait()
+    for name in names[1:]:
+        racing = ("--bootstrap-nodes", validator.address, "--latency", _LATENCY)
+        await start(name, program("loremesh-executor"), *racing)
+
+
+def _genesis(validator: Identity) -> Genesis:
+    return Genesis(
+        title=_TITLE,
+        premise=_PREMISE,
+        language="en",
+        time=wall_clock(),
+        validators=(Validator(validator.peer_id),),
+        tracker=(validator.peer_id,),
+        # Somewhat faster than the default, so that a whole story fits into half a minute.
+        parameters=Parameters(
+            spacing=Millis(2000), min_spacing=Millis(800), initial_work=2**19, solo_after=Millis(6000)
+        ),
+    )
+
+
+class _Course:
+    """What is waited for, and what is done to the nodes.
+
+    Args:
+        show: Presents it.
+    """
+
+    def __init__(self, show: Show) -> None:
+        self.nodes: list[DemoNode] = []
+        """The validator first."""
+        self._show = show
+        self._winners: dict[int, str] = {}
+        self._news = trio.Event()
+
+    async def listen(self, node: DemoNode) -> None:
+        """Take in what a node says, for as long as it runs."""
+        async for event in events_of(node):
+            if event["event"] == "head":
+                self._winners[event["height"]] = event["producer"]
+            self._show.event(node, event, self.nodes)
+            self._news.set()
+            self._news = trio.Event()
+
+    async def run(self, blocks: int) -> None:
+        """Let the story grow, fork, heal, take up a suggestion, and come to its end."""
+        await self._wait(
+            "all nodes to be ready", lambda: all(node.ready.is_set() for node in self.nodes), _START_TIMEOUT
+        )
+        everybody = len(self.nodes) - 1
+        await self._wait(
+            "the nodes to find each other",
+            lambda: all(len(node.peers) >= everybody for node in self.nodes),
+            _START_TIMEOUT,
+        )
+        self._show.network_stands(self.nodes)
+        await self._grow_to(min(_CUT_AT, blocks))
+        if blocks > _CUT_AT:
+            bootstrap = ("--bootstrap-nodes", self.nodes[0].address)
+            await run_client("suggest", _SUGGESTION, "--no-wait", *bootstrap, *self._own_folder())
+            self._show.suggested(_SUGGESTION)
+            await self._fork()
+            await self._heal()
+            self._show.tree(await run_client("tree", *bootstrap))
+        await self._grow_to(blocks)
+        wanted = min(_WINNERS, everybody)
+        await self._wait(
+            f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
+        )
+        await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+
+    async def _fork(self) -> None:
+        """Cut the last two executors off until both sides have gone on alone."""
+        here, there = self.nodes[:-2], self.nodes[-2:]
+        before = max(node.height for node in self.nodes)
+        for node in there:
+            node.deny(here)
+        self._show.cut(there)
+        await self._wait(
+            "both sides to go on",
+            lambda: min(max(node.height for node in side) for side in (here, there)) > before and not self._agree(),
+            _CUT_TIMEOUT,
+        )
+        self._show.forked(here, there)
+
+    async def _heal(self) -> None:
+        for node in self.nodes[-2:]:
+            node.deny([])
+        self._show.healing()
+        await self._wait("the fork to heal", self._agree, _HEAL_TIMEOUT)
+        self._show.healed(self.nodes)
+
+    async def _grow_to(self, height: int) -> None:
+        while (now := max(node.height for node in self.nodes)) < height:
+
+            def grown(at: int = now) -> bool:
+                return max(node.height for node in self.nodes) > at
+
+            await self._wait(f"block {now + 1}", grown, _BLOCK_TIMEOUT)
+
+    async def _wait(self, what: str, is_so: Callable[[], bool], seconds: float) -> None:
+        with _patience(what, seconds):
+            while not is_so():
+                await self._news.wait()
+
+    def _agree(self) -> bool:
+        return len({node.head for node in self.nodes}) == 1
+
+    def _canon_winners(self) -> set[str]:
+        return set(self._winners.values())
+
+    def _own_folder(self) -> tuple[str, str]:
+        return ("--data-dir", str(self.nodes[0].directory.parent / "reader"))

@@ -1,0 +1,123 @@
+"""How the demo looks: JSON lines for programs; for people, the race as it happens and the text that wins."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.text import Text
+
+from loremesh.cli.demo_nodes import DemoNode
+from loremesh.cli.present import console
+
+_COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "red")
+
+
+class Show:
+    """Presents the demo on stdout.
+
+    Args:
+        as_json: Pass on the nodes' own events, with the node's name in each, and nothing else.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = console()
+        self._shown: set[str] = set()
+        self._began = time.monotonic()
+
+    def opening(self, title: str, executors: int) -> None:
+        """Say what is about to be seen."""
+        self._print(Rule(Text(f"loremesh: {title}", "bold"), align="left", style="dim"))
+        self._print(Text(f"starting a validator and {executors} executors, each a process of its own …", "dim"))
+
+    def event(self, node: DemoNode, event: dict[str, Any], nodes: list[DemoNode]) -> None:
+        """Show what a node said, if it is news."""
+        if self._as_json:
+            sys.stdout.write(json.dumps({**event, "node": node.name}, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        elif event["event"] == "ready":
+            self._line(f"{node.name} is ready at {event['addresses'][0].partition('/p2p/')[0]}", "dim")
+        elif event["event"] == "head" and event["hash"] not in self._shown:
+            self._shown.add(event["hash"])
+            self._show_block(event, nodes)
+        elif event["event"] == "head" and event["reorg_depth"]:
+            self._line(f"{node.name} drops {event['reorg_depth']} of its blocks for the longer story", "yellow")
+
+    def network_stands(self, nodes: list[DemoNode]) -> None:
+        """Say that everybody knows everybody."""
+        self._line(f"all {len(nodes)} nodes have found each other; the race is on", "bold")
+
+    def suggested(self, text: str) -> None:
+        """Say that a reader has asked for something."""
+        self._line(f"a reader suggests: “{text}”", "bold")
+
+    def cut(self, there: list[DemoNode]) -> None:
+        """Say that the network is cut."""
+        self._line(f"cut: {' and '.join(node.name for node in there)} are alone now, and write on", "bold yellow")
+
+    def forked(self, here: list[DemoNode], there: list[DemoNode]) -> None:
+        """Say that there are two stories."""
+        heads = [max(side, key=lambda node: node.height) for side in (here, there)]
+        both = " and ".join(f"{node.head[:8]} (height {node.height})" for node in heads)
+        self._line(f"fork: two canons at once, {both}", "bold yellow")
+
+    def healing(self) -> None:
+        """Say that the network is whole again."""
+        self._line("the cut is mended: they meet again, and compare what they wrote", "bold")
+
+    def healed(self, nodes: list[DemoNode]) -> None:
+        """Say that there is one story again."""
+        self._line(f"healed: all {len(nodes)} nodes have head {nodes[0].head[:8]}", "bold green")
+
+    def tree(self, text: str) -> None:
+        """Show what `loremesh tree` says after the fork."""
+        self._print(Padding(Group(Text("$ loremesh tree", "bold"), Text(text.rstrip())), (1, 0, 1, 2)))
+
+    def finale(self, canon: str, nodes: list[DemoNode], directory: Path) -> None:
+        """Show the canon, and what to try next; with JSON, the canon alone."""
+        if self._as_json:
+            sys.stdout.write(canon.rstrip() + "\n")
+            return
+        seconds = time.monotonic() - self._began
+        self._line(
+            f"{nodes[0].height} blocks in {seconds:.0f} s; every node has head {nodes[0].head[:8]}", "bold green"
+        )
+        self._print(Padding(Group(Text("$ loremesh canon", "bold"), Text(canon.rstrip())), (1, 0, 1, 2)))
+        where = directory / "validator"
+        self._print(Rule(Text("next", "bold"), align="left", style="dim"))
+        self._print(
+            Text(
+                "Go on with this story: start its validator again, and in a second terminal an executor:\n"
+                f"  loremesh-validator --data-dir {where} --listen-address /ip4/127.0.0.1/tcp/4001\n"
+                f"  loremesh-executor --data-dir {directory / 'executor-1'} "
+                f"--bootstrap-nodes /ip4/127.0.0.1/tcp/4001/p2p/{nodes[0].peer_id}\n"
+                "Read along, ask for a turn of events, see who is there:\n"
+                f"  loremesh canon --follow --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                f"  loremesh suggest 'A ship without lights comes in.' --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                f"  loremesh peers --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                "(the programs are in .venv/bin; the README shows how to begin a story of your own)"
+            )
+        )
+
+    def _show_block(self, event: dict[str, Any], nodes: list[DemoNode]) -> None:
+        number = next((index for index, node in enumerate(nodes) if node.peer_id == event["producer"]), 0)
+        winner = nodes[number].name
+        line = Text(f"block {event['height']}  {event['hash'][:8]}  won by ")
+        line.append(winner, _COLOURS[number % len(_COLOURS)])
+        self._stamp(line)
+
+    def _line(self, text: str, style: str) -> None:
+        self._stamp(Text(text, style))
+
+    def _stamp(self, text: Text) -> None:
+        stamped = Text(f"{time.monotonic() - self._began:5.1f} s  ", "dim")
+        self._print(stamped.append_text(text))
+
+    def _print(self, what: Any) -> None:  # noqa: ANN401 - whatever rich renders
+        if not self._as_json:
+            self._console.print(what)

@@ -1,0 +1,24 @@
+"""What the commands share when they speak to people: one console, one way to shorten a name."""
+
+import sys
+from typing import Final
+
+from rich.console import Console
+
+from loremesh.primitives import PeerId
+from loremesh.protocol.identity import peer_id_text
+
+_SHORT: Final = 8
+_READABLE: Final = 100
+
+
+def console() -> Console:
+    """Give the console on stdout: colour and lines of a readable width on a terminal, plain long lines in a pipe."""
+    if sys.stdout.isatty():
+        return Console(highlight=False, width=min(_READABLE, Console().width))
+    return Console(highlight=False, soft_wrap=True)
+
+
+def short_peer(peer_id: PeerId) -> str:
+    """Show the end of a peer id: they all begin alike."""
+    return "…" + peer_id_text(peer_id)[-_SHORT:]
