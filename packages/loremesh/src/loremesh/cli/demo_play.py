@@ -7,18 +7,20 @@ generator pretends to think.
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from loremesh.cli.demo_nodes import DemoNode, demo_node, events_of, program, run_client
 from loremesh.cli.demo_show import Show
-from loremesh.errors import DeadlinePassed
-from loremesh.primitives import Millis
-from loremesh.protocol.genesis import Genesis, Parameters, Validator, genesis_to_toml
-from loremesh.protocol.identity import Identity
+from loremesh.config import Program, Settings, load_settings
+from loremesh.errors import DeadlinePassed, ServiceError
+from loremesh.primitives import Hash, Millis
+from loremesh.protocol.genesis import Genesis, Parameters, Validator, genesis_to_toml, story_id
+from loremesh.protocol.identity import NO_STORY, Identity, peer_id_from_text
+from loremesh.roles.client import Visit, visit
 from loremesh.roles.networking import wall_clock
 from loremesh.storage.keys import write_key
 
@@ -32,9 +34,10 @@ _LATENCY: Final = "0.1,1.2"
 _START_TIMEOUT: Final = 90.0
 _BLOCK_TIMEOUT: Final = 30.0
 _CUT_AT: Final = 2
-_CUT_TIMEOUT: Final = 30.0
+_CUT_TIMEOUT: Final = 60.0
 _HEAL_TIMEOUT: Final = 45.0
 _WINNERS: Final = 3
+_BACKLOG: Final = 1024
 
 
 async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT001 - trio.run passes positions
@@ -55,11 +58,16 @@ async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         course = _Course(show)
         await _start_nodes(directory, executors, course, stack, nursery)
-        await course.run(blocks)
-        bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
-        canon = await run_client("canon", *bootstrap, *(["--json"] if as_json else []))
-        show.finale(canon, course.nodes, directory)
-        nursery.cancel_scope.cancel()
+        await course.meet()
+        async with visit(_reader_settings(course.nodes)) as guest:
+            nursery.start_soon(course.present, guest)
+            await course.run(blocks)
+            bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
+            canon = await run_client("canon", *bootstrap, *(["--json"] if as_json else []))
+            show.finale(canon, course.nodes, directory)
+            for node in course.nodes:
+                node.process.terminate()
+            nursery.cancel_scope.cancel()
 
 
 @contextmanager
@@ -79,9 +87,11 @@ async def _start_nodes(
     for name, key in keys.items():
         (directory / name).mkdir()
         write_key(directory / name / "key", key)
-    genesis = directory / "genesis.toml"
-    genesis.write_text(genesis_to_toml(_genesis(keys["validator"])), encoding="utf-8")
-    local = ["--genesis", str(genesis), "--listen-address", "/ip4/127.0.0.1/tcp/0"]
+    genesis = _genesis(keys["validator"])
+    course.story = story_id(genesis)
+    file = directory / "genesis.toml"
+    file.write_text(genesis_to_toml(genesis), encoding="utf-8")
+    local = ["--genesis", str(file), "--listen-address", "/ip4/127.0.0.1/tcp/0"]
 
     async def start(name: str, *command: str) -> DemoNode:
         node = await stack.enter_async_context(demo_node(name, directory / name, [*command, *local]))
@@ -97,6 +107,11 @@ async def _start_nodes(
         await start(name, program("loremesh-executor"), *racing)
 
 
+def _reader_settings(nodes: list[DemoNode]) -> Settings:
+    addresses = ",".join(node.address for node in nodes)
+    return load_settings(Program.CLIENT, {"bootstrap_nodes": addresses}, {})
+
+
 def _genesis(validator: Identity) -> Genesis:
     return Genesis(
         title=_TITLE,
@@ -106,9 +121,7 @@ def _genesis(validator: Identity) -> Genesis:
         validators=(Validator(validator.peer_id),),
         tracker=(validator.peer_id,),
         # Somewhat faster than the default, so that a whole story fits into half a minute.
-        parameters=Parameters(
-            spacing=Millis(2000), min_spacing=Millis(800), initial_work=2**19, solo_after=Millis(6000)
-        ),
+        parameters=Parameters(spacing=Millis(2500), min_spacing=Millis(1200), solo_after=Millis(7500)),
     )
 
 
@@ -122,21 +135,34 @@ class _Course:
     def __init__(self, show: Show) -> None:
         self.nodes: list[DemoNode] = []
         """The validator first."""
+        self.story = NO_STORY
         self._show = show
         self._winners: dict[int, str] = {}
         self._news = trio.Event()
+        self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]]](_BACKLOG)
 
     async def listen(self, node: DemoNode) -> None:
         """Take in what a node says, for as long as it runs."""
         async for event in events_of(node):
             if event["event"] == "head":
                 self._winners[event["height"]] = event["producer"]
-            self._show.event(node, event, self.nodes)
+            await self._said.send((node, event))
             self._news.set()
             self._news = trio.Event()
 
-    async def run(self, blocks: int) -> None:
-        """Let the story grow, fork, heal, take up a suggestion, and come to its end."""
+    async def present(self, guest: Visit) -> None:
+        """Show what the nodes say; the text of a block is read from the node that told of it, as any client would."""
+        async for node, event in self._to_present:
+            text = ""
+            if self._show.wants_text(event):
+                name = Hash(bytes.fromhex(event["hash"]))
+                with suppress(ServiceError):  # the node is busy: the paragraph stands in the canon at the end
+                    blocks = await guest.puller.blocks(peer_id_from_text(node.peer_id), self.story, [name])
+                    text = blocks[0].content.text if blocks else ""
+            self._show.event(node, event, self.nodes, text)
+
+    async def meet(self) -> None:
+        """Wait until all nodes are ready and know each other."""
         await self._wait(
             "all nodes to be ready", lambda: all(node.ready.is_set() for node in self.nodes), _START_TIMEOUT
         )
@@ -147,6 +173,9 @@ class _Course:
             _START_TIMEOUT,
         )
         self._show.network_stands(self.nodes)
+
+    async def run(self, blocks: int) -> None:
+        """Let the story grow, fork, heal, take up a suggestion, and come to its end."""
         await self._grow_to(min(_CUT_AT, blocks))
         if blocks > _CUT_AT:
             bootstrap = ("--bootstrap-nodes", self.nodes[0].address)
@@ -156,7 +185,7 @@ class _Course:
             await self._heal()
             self._show.tree(await run_client("tree", *bootstrap))
         await self._grow_to(blocks)
-        wanted = min(_WINNERS, everybody)
+        wanted = min(_WINNERS, len(self.nodes) - 1)
         await self._wait(
             f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
         )
@@ -169,11 +198,13 @@ class _Course:
         for node in there:
             node.deny(here)
         self._show.cut(there)
-        await self._wait(
-            "both sides to go on",
-            lambda: min(max(node.height for node in side) for side in (here, there)) > before and not self._agree(),
-            _CUT_TIMEOUT,
-        )
+
+        def forked() -> bool:
+            heights = sorted(max(node.height for node in side) for side in (here, there))
+            # One side is ahead, so that the better branch is plainly the longer one.
+            return before < heights[0] < heights[1]
+
+        await self._wait("both sides to go on", forked, _CUT_TIMEOUT)
         self._show.forked(here, there)
 
     async def _heal(self) -> None:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Group
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from loremesh.cli.demo_nodes import DemoNode
 from loremesh.cli.present import console
 
+_INDENT: Final = 10
 _COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "red")
 
 
@@ -32,21 +32,25 @@ class Show:
 
     def opening(self, title: str, executors: int) -> None:
         """Say what is about to be seen."""
-        self._print(Rule(Text(f"loremesh: {title}", "bold"), align="left", style="dim"))
+        self._heading(f"loremesh: {title}")
         self._print(Text(f"starting a validator and {executors} executors, each a process of its own …", "dim"))
 
-    def event(self, node: DemoNode, event: dict[str, Any], nodes: list[DemoNode]) -> None:
+    def wants_text(self, event: dict[str, Any]) -> bool:
+        """Tell whether the paragraph of the block in `event` is wanted with it."""
+        return not self._as_json and event["event"] == "head" and event["hash"] not in self._shown
+
+    def event(self, node: DemoNode, event: dict[str, Any], nodes: list[DemoNode], text: str) -> None:
         """Show what a node said, if it is news."""
         if self._as_json:
             sys.stdout.write(json.dumps({**event, "node": node.name}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif event["event"] == "ready":
-            self._line(f"{node.name} is ready at {event['addresses'][0].partition('/p2p/')[0]}", "dim")
+            self._line(f"{node.name} listens at {event['addresses'][0].partition('/p2p/')[0]}", "dim")
         elif event["event"] == "head" and event["hash"] not in self._shown:
             self._shown.add(event["hash"])
-            self._show_block(event, nodes)
+            self._show_block(event, nodes, text)
         elif event["event"] == "head" and event["reorg_depth"]:
-            self._line(f"{node.name} drops {event['reorg_depth']} of its blocks for the longer story", "yellow")
+            self._line(f"{node.name} gives up {event['reorg_depth']} of its blocks for the better branch", "yellow")
 
     def network_stands(self, nodes: list[DemoNode]) -> None:
         """Say that everybody knows everybody."""
@@ -76,7 +80,7 @@ class Show:
 
     def tree(self, text: str) -> None:
         """Show what `loremesh tree` says after the fork."""
-        self._print(Padding(Group(Text("$ loremesh tree", "bold"), Text(text.rstrip())), (1, 0, 1, 2)))
+        self._quote("loremesh tree", text)
 
     def finale(self, canon: str, nodes: list[DemoNode], directory: Path) -> None:
         """Show the canon, and what to try next; with JSON, the canon alone."""
@@ -87,9 +91,9 @@ class Show:
         self._line(
             f"{nodes[0].height} blocks in {seconds:.0f} s; every node has head {nodes[0].head[:8]}", "bold green"
         )
-        self._print(Padding(Group(Text("$ loremesh canon", "bold"), Text(canon.rstrip())), (1, 0, 1, 2)))
+        self._quote("loremesh canon", canon)
         where = directory / "validator"
-        self._print(Rule(Text("next", "bold"), align="left", style="dim"))
+        self._heading("next")
         self._print(
             Text(
                 "Go on with this story: start its validator again, and in a second terminal an executor:\n"
@@ -104,12 +108,27 @@ class Show:
             )
         )
 
-    def _show_block(self, event: dict[str, Any], nodes: list[DemoNode]) -> None:
+    def _heading(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._print(Rule(Text(text, "bold"), align="left", style="dim"))
+        else:
+            self._print(Text(f"== {text}"))
+
+    def _quote(self, command: str, output: str) -> None:
+        """Show a command of the client and what it printed."""
+        self._print(Text(f"\n  $ {command}", "bold"))
+        for line in output.rstrip().splitlines():
+            self._print(Padding(Text(line), (0, 0, 0, 2)))
+        self._print(Text())
+
+    def _show_block(self, event: dict[str, Any], nodes: list[DemoNode], text: str) -> None:
         number = next((index for index, node in enumerate(nodes) if node.peer_id == event["producer"]), 0)
         winner = nodes[number].name
         line = Text(f"block {event['height']}  {event['hash'][:8]}  won by ")
         line.append(winner, _COLOURS[number % len(_COLOURS)])
         self._stamp(line)
+        if text:
+            self._print(Padding(Text(text), (0, 0, 1, _INDENT)))
 
     def _line(self, text: str, style: str) -> None:
         self._stamp(Text(text, style))

@@ -10,13 +10,14 @@ from loremesh.protocol.identity import peer_id_text
 
 _SHORT: Final = 8
 _READABLE: Final = 100
+_NEVER_WRAP: Final = 10_000
 
 
 def console() -> Console:
     """Give the console on stdout: colour and lines of a readable width on a terminal, plain long lines in a pipe."""
     if sys.stdout.isatty():
         return Console(highlight=False, width=min(_READABLE, Console().width))
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, width=_NEVER_WRAP)
 
 
 def short_peer(peer_id: PeerId) -> str:
