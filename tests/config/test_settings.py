@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loremesh.cli.options import DESCRIPTIONS
-from loremesh.config import KEYS, Program, Settings, load_executors, load_settings
+from loremesh.config import DEFAULT_MODEL, KEYS, Program, Settings, load_executors, load_settings
 from loremesh.errors import UsageError
 
 NODE = "/ip4/127.0.0.1/tcp/4001"
@@ -182,6 +182,21 @@ def test_the_defaults_that_help_shows_are_the_defaults() -> None:
     assert shown == 7
 
 
-def test_every_flag_is_a_setting_and_every_setting_but_two_has_a_flag() -> None:
+def test_every_flag_is_a_setting_and_every_setting_but_three_has_a_flag() -> None:
     assert set(DESCRIPTIONS) - set(KEYS) == {"config", "version"}
-    assert set(KEYS) - set(DESCRIPTIONS) == {"name", "api_key"}
+    assert set(KEYS) - set(DESCRIPTIONS) == {"name", "api_key", "model_aliases"}
+
+
+def test_a_model_is_named_by_an_alias_of_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('backend = "openai"\n[model_aliases]\nstory-default = "llama3.2"\n')
+    settings = load_settings(Program.EXECUTOR, {"config": str(file)}, {})
+    assert settings.model_aliases == {DEFAULT_MODEL: "llama3.2"}
+    variable = {"LOREMESH_MODEL_ALIASES": "story-default=phi4, quick=qwen3"}
+    settings = load_settings(Program.EXECUTOR, {"backend": "openai"}, variable)
+    assert settings.model_aliases == {DEFAULT_MODEL: "phi4", "quick": "qwen3"}
+
+
+def test_the_openai_backend_without_a_model_or_an_alias_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs --model NAME, or an alias story-default"):
+        load_settings(Program.EXECUTOR, {"backend": "openai"}, {})

@@ -30,6 +30,9 @@ _HOSTS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
 LISTEN_DEFAULTS: Final = {"validator": "/ip4/0.0.0.0/tcp/4001", "executor": "/ip4/0.0.0.0/tcp/0"}
 """A validator is an anchor that others write down, so its port is fixed; an executor takes any free one."""
 
+DEFAULT_MODEL: Final = "story-default"
+"""The alias that writes when no model is named."""
+
 
 class Program(StrEnum):
     """Who reads the configuration; it decides the default data directory and listening address."""
@@ -75,6 +78,16 @@ def _base_url(text: str) -> str:
 
 def _numbers(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _as_pairs(value: object) -> object:
+    """Take a table, or `NAME=MODEL,NAME=MODEL` from the environment."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    if not all(separator and model.strip() for _, separator, model in pairs):
+        raise ValueError("should be NAME=MODEL,NAME=MODEL")
+    return {name.strip(): model.strip() for name, _, model in pairs}
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -132,6 +145,8 @@ class Settings(BaseModel):
     """The backend's key; no flag sets it, because a command line is visible to everybody on the machine."""
     models: Names = Field(default=(), alias="model")
     """Names of models, as the backend knows them; the first one writes."""
+    model_aliases: Annotated[dict[str, str], BeforeValidator(_as_pairs)] = Field(default_factory=dict)
+    """What names stand for here, such as `story-default` for the cheap model this operator pays for."""
     max_tokens_per_day: Annotated[int | None, Field(ge=1)] = None
     """Tokens that the backend may use between midnights UTC; None: any number."""
     latency: Annotated[tuple[Latency, Latency], BeforeValidator(_numbers), AfterValidator(_ordered)] = (0.0, 0.0)
@@ -309,7 +324,9 @@ def _check(settings: Settings, given: dict[str, _Given]) -> None:
     for one, other in (("genesis", "story"), ("key_file", "private_key")):
         if one in given and other in given:
             raise UsageError(f"{given[one].where} and {given[other].where} say the same thing twice: give one of them")
-    if settings.backend == "openai" and not settings.models:
-        raise UsageError(f"{given['backend'].where}: the openai backend needs --model NAME")
+    if settings.backend == "openai" and not settings.models and DEFAULT_MODEL not in settings.model_aliases:
+        raise UsageError(
+            f"{given['backend'].where}: the openai backend needs --model NAME, or an alias {DEFAULT_MODEL}"
+        )
     if settings.base_url is not None and "backend" not in given:
         raise UsageError(f"{given['base_url'].where}: is for the openai backend: add --backend openai")

@@ -11,7 +11,7 @@ import trio
 from loremesh.backends.base import Backend
 from loremesh.backends.budget import DailyCap
 from loremesh.backends.builtin import BuiltinBackend
-from loremesh.config import Settings
+from loremesh.config import DEFAULT_MODEL, Settings
 from loremesh.primitives import Hash
 from loremesh.roles.networking import wall_clock
 from loremesh.roles.node import EXECUTOR, Node, Story, run_node
@@ -43,10 +43,17 @@ async def run(executors: Sequence[Settings], tell: Callable[[str], Tell]) -> Non
 def _starter(settings: Settings, tell: Tell) -> Start:
     async def start(task_status: "trio.TaskStatus[Node]") -> None:
         beside = partial(_mine, settings) if settings.mine else None
-        models = settings.models or (BUILTIN_MODEL,)
+        models = _models(settings)
         await run_node(settings, EXECUTOR, tell, models=models, beside=beside, task_status=task_status)
 
     return start
+
+
+def _models(settings: Settings) -> tuple[str, ...]:
+    if settings.backend == "builtin":
+        return (BUILTIN_MODEL,)
+    names = settings.models or (DEFAULT_MODEL,)
+    return tuple(settings.model_aliases.get(name, name) for name in names)
 
 
 async def _mine(settings: Settings, node: Node, story: Story) -> None:
@@ -91,7 +98,8 @@ def _open_backend(settings: Settings, node: Node) -> Backend:
     if settings.max_tokens_per_day is not None:
         cap = DailyCap(settings.max_tokens_per_day, _DiskTokenCounter(node.disk), wall_clock)
     return OpenAIBackend(
-        model=settings.models[0],
+        model=_models(settings)[0],
+        aliases=settings.model_aliases,
         base_url=settings.base_url or _OPENAI,
         api_key=settings.api_key.get_secret_value() if settings.api_key else "",
         cap=cap,
