@@ -37,6 +37,9 @@ logger = logging.getLogger("loremesh.joining")
 
 T = TypeVar("T")
 _MAX_ASKED: Final = 32
+_MAX_NEIGHBOURS: Final = 16
+_NEIGHBOURS_TIMEOUT: Final = 10.0
+"""Seconds for dialling what one peer list names: a list of dead addresses holds nobody up."""
 
 
 class Network(Protocol):
@@ -160,14 +163,14 @@ class Lookout:
         return StoryId(status.story[0]) if status.story else None
 
     async def _neighbours_of(self, peer: PeerId) -> tuple[PeerId, ...]:
+        cards = [check_record(record) for record in (await self.peer_list(peer)).peers[:_MAX_NEIGHBOURS]]
         found = []
-        for address in [
-            address for record in (await self.peer_list(peer)).peers for address in check_record(record).addresses
-        ]:
-            try:
-                found.append(await self.network.connect(address))
-            except (ServiceError, ProtocolError) as error:
-                logger.debug("a listed peer is not there: %s", error)
+        with trio.move_on_after(_NEIGHBOURS_TIMEOUT):
+            for address in [address for card in cards for address in card.addresses[:1]]:
+                try:
+                    found.append(await self.network.connect(address))
+                except (ServiceError, ProtocolError, UsageError) as error:
+                    logger.debug("a listed peer is not there: %s", error)
         return tuple(found)
 
     async def peer_list(self, peer: PeerId) -> PeerList:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import InvalidBlock, ProtocolError
+from loremesh.errors import InvalidBlock, MachineError, ProtocolError
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode, encode
@@ -143,10 +143,20 @@ class ChainService:
         return is_known(self._store, name)
 
     async def restore(self) -> None:
-        """Take in what the disk keeps; call once, before `run`."""
+        """Take in what the disk keeps; call once, before `run`.
+
+        Raises:
+            MachineError: What the disk gives back is not what was kept.
+        """
         async for batch in self._disk.blocks():
             for stored in batch:
-                self._store = await self._reduce(decode(Block, stored.data))
+                try:
+                    self._store = await self._reduce(decode(Block, stored.data))
+                except ProtocolError as error:
+                    raise MachineError(
+                        f"block {stored.hash.hex()[:8]} on the disk is damaged ({error}): move the data directory "
+                        "away, keep its key, and start again to fetch the story from peers"
+                    ) from error
         state, now = self.state(), Millis(self._clock())
         for data in await self._disk.transactions():
             try:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import ConnectionRefused, Fault, InvalidMessage, ProtocolError, ServiceError
+from loremesh.errors import ConnectionRefused, Fault, InvalidMessage, ProtocolError, ServiceError, UsageError
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.protocol.codec import decode
@@ -219,7 +219,9 @@ class PeerService:
         known = self._known.get(peer)
         if known is not None and known.liveness is not Liveness.DEAD:
             for address in known.record.card.addresses:
-                self._dials[address] = _Dial(address, peer_id=peer)
+                # A fresh entry in place of an old one: whatever back-off there was is over.
+                self._dials.pop(address, None)
+                self._want(address, peer)
         self._look_now.set()
 
     def on_heartbeat(self, signer: PeerId, record: PeerRecord) -> None:
@@ -238,7 +240,7 @@ class PeerService:
             dial.failures, dial.next_try = 0, 0.0
         for peer, known in self._known.items():
             for address in known.record.card.addresses:
-                self._dials.setdefault(address, _Dial(address, peer_id=peer))
+                self._want(address, peer)
         self._look_now.set()
 
     def learn(self, record: PeerRecord) -> None:
@@ -251,9 +253,12 @@ class PeerService:
         if peer == self.identity.peer_id or peer in self._known:
             return
         for address in addresses:
-            if len(self._dials) < _MAX_KNOWN:
-                self._dials.setdefault(address, _Dial(address, peer_id=peer))
+            self._want(address, peer)
         self._look_now.set()
+
+    def _want(self, address: str, peer: PeerId) -> None:
+        if len(self._dials) < _MAX_KNOWN:
+            self._dials.setdefault(address, _Dial(address, peer_id=peer))
 
     def _take_own_word(self, record: PeerRecord, signer: PeerId) -> None:
         card = check_record(record)
@@ -333,7 +338,7 @@ class PeerService:
             dial.failures = 0
         except ConnectionRefused:
             self._on_refused(dial)
-        except (ServiceError, ProtocolError) as error:
+        except (ServiceError, ProtocolError, UsageError) as error:  # UsageError: a peer lists what is no address
             logger.debug("no connection to %s: %s", dial.address, error)
             self._back_off(dial)
         finally:

@@ -37,6 +37,7 @@ from loremesh.services.happenings import Clock
 
 _REQUEST_TIMEOUT: Final = 10.0
 _MAX_TIPS: Final = 64
+_BLOCKS_IN_MEMORY: Final = 8
 
 
 class SyncServer:
@@ -120,12 +121,13 @@ class SyncServer:
         return Status((store.story,), store.tip.link.height, (store.head,), tuple(newest))
 
     async def _send_blocks(self, stream: Stream, chain: ChainService, names: Sequence[Hash]) -> None:
-        found = await chain.load(names)
-        for name in names:
-            if name in found:
-                # The bytes are the canonical block already; the envelope only names them.
-                frame = seal_bytes(self._identity, MessageType.BLOCK, found[name], self._clock())
-                await stream.send(frame)
+        # A few at a time: what is loaded waits in memory for as long as the peer takes to read it.
+        for start in range(0, len(names), _BLOCKS_IN_MEMORY):
+            found = await chain.load(names[start : start + _BLOCKS_IN_MEMORY])
+            for name in names[start : start + _BLOCKS_IN_MEMORY]:
+                if name in found:
+                    # The bytes are the canonical block already; the envelope only names them.
+                    await stream.send(seal_bytes(self._identity, MessageType.BLOCK, found[name], self._clock()))
 
     async def _take_transaction(self, stream: Stream, chain: ChainService, transaction: Transaction) -> None:
         try:

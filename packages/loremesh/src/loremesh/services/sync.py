@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from loremesh.errors import Fault, InvalidBlock, InvalidMessage, ProtocolError, ServiceError
+from loremesh.errors import DeadlinePassed, Fault, InvalidBlock, InvalidMessage, ProtocolError, ServiceError
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId, StoryId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
@@ -45,6 +45,8 @@ T = TypeVar("T")
 logger = logging.getLogger("loremesh.sync")
 
 ANSWER_TIMEOUT: Final = 10.0
+_BATCH_TIMEOUT: Final = 30.0
+"""Seconds for all the bodies of one request: a peer that sends one now and then holds nobody up."""
 _HEADERS: Final = 256
 _BODIES: Final = 64
 _DENSE_LOCATOR: Final = 10
@@ -97,8 +99,15 @@ class Puller:
         """Fetch blocks by hash; those the peer lacks are missing from the answer, the others come in this order."""
         wanted = list(names)
         blocks: list[Block] = []
+        with trio.move_on_after(_BATCH_TIMEOUT):
+            await self._receive_blocks(peer, story, wanted, blocks)
+            return blocks
+        raise DeadlinePassed(f"{len(blocks)} of {len(names)} blocks came within {_BATCH_TIMEOUT:g} s")
+
+    async def _receive_blocks(self, peer: PeerId, story: StoryId, wanted: list[Hash], blocks: list[Block]) -> None:
+        names = tuple(wanted)
         async with self._network.open(peer, SYNC_PROTOCOL) as stream:
-            request = BlocksRequest(story, tuple(names))
+            request = BlocksRequest(story, names)
             await stream.send(self._seal(peer, MessageType.BLOCKS_REQUEST, request))
             await stream.finish()
             while (frame := await stream.receive(ANSWER_TIMEOUT)) is not None:
@@ -108,7 +117,6 @@ class Puller:
                     raise InvalidMessage(Fault.NOT_AS_ASKED, f"block {name.hex()[:8]} was not asked for")
                 wanted.remove(name)
                 blocks.append(block)
-        return blocks
 
     async def next_nonce(self, peer: PeerId, story: StoryId, sender: PeerId) -> int:
         """Ask which nonce a sender's next transaction carries, counting what waits at `peer`."""
