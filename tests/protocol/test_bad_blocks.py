@@ -11,9 +11,19 @@ from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import MAX_ORPHANS, Equivocated, HeadMoved, Refused, Waiting, on_block, on_tick
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
-from loremesh.protocol.validation import link_of
-from loremesh.testing.bad_blocks import BAD_BLOCKS, BAD_BYTES, PARAMETERS, BadBlock, BadBytes, Scene, scene, worked
-from loremesh.testing.builders import ANN, BOB, CAT, DAN, block_on
+from loremesh.protocol.validation import check_block_alone, link_of
+from loremesh.testing.bad_blocks import (
+    BAD_BLOCKS,
+    BAD_BYTES,
+    PARAMETERS,
+    RULES,
+    BadBlock,
+    BadBytes,
+    Scene,
+    scene,
+    worked,
+)
+from loremesh.testing.builders import ANN, BOB, CAT, DAN, block_on, suggestion
 from loremesh.testing.forests import everything_in
 
 
@@ -112,6 +122,22 @@ def test_a_height_gap_shows_when_the_parent_is_known(at: Scene) -> None:
     with pytest.raises(InvalidBlock) as refusal:
         on_block(at.store, skipped)
     assert refusal.value.fault is Fault.WRONG_HEIGHT
+
+
+def test_a_block_as_large_as_allowed_joins_and_one_byte_more_is_refused(at: Scene) -> None:
+    def sized(padding: int) -> Block:
+        texts = ["lantern" * 70, "lantern" * 70, "l" * padding]
+        wishes = tuple(suggestion(DAN, at.genesis, f"{text} {n}", n) for n, text in enumerate(texts, start=1))
+        return block_on(at.genesis, at.parent, BOB, text="lantern" * 580, transactions=wishes)
+
+    limit = len(encode(sized(100)))
+    roomy = replace(at.genesis, rules=replace(RULES, block_bytes=limit))
+    # The limit is in the genesis, so each limit is another story: only the rule is asked here.
+    story, tight = at.story, sized(100)
+    assert check_block_alone(roomy, story, tight) == header_hash(tight.header)
+    with pytest.raises(InvalidBlock) as refusal:
+        check_block_alone(roomy, story, sized(101))
+    assert refusal.value.fault is Fault.TOO_LARGE
 
 
 def test_the_tracker_may_produce_again_after_solo_after(at: Scene) -> None:

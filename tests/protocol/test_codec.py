@@ -299,6 +299,14 @@ def test_a_value_beyond_its_types_limit_is_not_encoded() -> None:
     assert refusal.value.fault is Fault.TOO_LARGE
 
 
+@pytest.mark.parametrize("value", [Account(2**64), Account(-(2**63) - 1), Suggest("\ud800")])
+def test_an_encoding_that_fails_leaves_nothing_behind_for_the_next(value: object) -> None:
+    before = encode(Account(7))
+    with pytest.raises((OverflowError, UnicodeEncodeError)):
+        encode(value)
+    assert encode(Account(7)) == before
+
+
 def test_decoded_values_are_as_frozen_as_made_ones() -> None:
     block = scene().good
     again = decode(Block, encode(block))

@@ -41,6 +41,7 @@ from loremesh.testing.builders import (
     DAN,
     START,
     block_on,
+    identity,
     parent_of,
     resigned,
     small_genesis,
@@ -49,7 +50,7 @@ from loremesh.testing.builders import (
 
 PARAMETERS: Final = Parameters(initial_work=16, easiest_work=4)
 """Little work, but enough that a wrong nonce shows."""
-RULES: Final = Rules(block_bytes=8 * KIB, transactions=2)
+RULES: Final = Rules(block_bytes=8 * KIB, transactions=8)
 WISH: Final = "The tide should bring a second bottle."
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _WORDS: Final = "the lamp went out and came back"
@@ -133,6 +134,11 @@ def worked(block: Block, signer: Identity, **changes: object) -> Block:
     return resigned(block, signer, **changes, nonce=_nonce(header, header.target, met=True))
 
 
+def wishes(where: Scene, count: int, text: str) -> tuple[Transaction, ...]:
+    """Give Ann's first `count` suggestions, all different."""
+    return tuple(suggestion(ANN, where.genesis, f"{text} {number}.", number) for number in range(count))
+
+
 def _nonce(header: Header, target: Target, *, met: bool) -> int:
     prefix = search_prefix(header.story, header.parent, header.producer)
     return next(nonce for nonce in range(2**20) if meets(prefix, nonce, target) is met)
@@ -146,6 +152,24 @@ def _high_s(where: Scene) -> Block:
     signature = where.good.signature
     mirrored = _ORDER - int.from_bytes(signature[32:64], "big")
     return _signed_as(where, signature[:32] + mirrored.to_bytes(32, "big") + bytes([signature[64] ^ 1]))
+
+
+def _another_parent(where: Scene) -> Hash:
+    """Give a parent for which the work is not done."""
+    header = where.good.header
+    strays = (Hash(hashlib.sha256(bytes([number])).digest()) for number in range(256))
+    return next(stray for stray in strays if not _is_worked(replace(header, parent=stray)))
+
+
+def _another_producer(where: Scene) -> PeerId:
+    """Give a producer for whom the work is not done."""
+    header = where.good.header
+    others = (identity(f"producer {number}").peer_id for number in range(256))
+    return next(other for other in others if not _is_worked(replace(header, producer=other)))
+
+
+def _is_worked(header: Header) -> bool:
+    return meets(search_prefix(header.story, header.parent, header.producer), header.nonce, header.target)
 
 
 def _unsigned_change(**changes: Callable[[Scene], object]) -> Callable[[Scene], Block]:
@@ -249,8 +273,8 @@ BAD_BLOCKS: Final = (
     # ---- a changed field under the old signature
     BadBlock("changed story", Fault.WRONG_STORY, _unsigned_change(story=lambda at: _other(at.story))),
     BadBlock("changed height", Fault.BAD_SIGNATURE, _unsigned_change(height=lambda at: at.good.header.height + 1)),
-    BadBlock("changed parent", Fault.WORK_NOT_MET, _unsigned_change(parent=lambda at: _other(at.good.header.parent))),
-    BadBlock("changed producer", Fault.WORK_NOT_MET, _unsigned_change(producer=lambda _: DAN.peer_id)),
+    BadBlock("changed parent", Fault.WORK_NOT_MET, _unsigned_change(parent=_another_parent)),
+    BadBlock("changed producer", Fault.WORK_NOT_MET, _unsigned_change(producer=_another_producer)),
     BadBlock("changed time", Fault.BAD_SIGNATURE, _unsigned_change(time=lambda at: at.good.header.time + 1)),
     BadBlock("changed target", Fault.BAD_SIGNATURE, _unsigned_change(target=lambda at: at.good.header.target - 1)),
     BadBlock(
@@ -345,7 +369,7 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "more transactions than the story allows",
         Fault.TOO_MANY_TRANSACTIONS,
-        _transactions(lambda at: tuple(suggestion(ANN, at.genesis, f"Wish {number}.", number) for number in range(3))),
+        _transactions(lambda at: wishes(at, RULES.transactions + 1, "Wish")),
     ),
     BadBlock(
         "larger than the story allows",
@@ -353,7 +377,7 @@ BAD_BLOCKS: Final = (
         lambda at: with_body(
             at,
             content=paragraph(BOB.peer_id, "lantern" * 580, "builtin", Hash(bytes(32))),
-            transactions=tuple(_raw(at, ANN, number, SUGGEST, bytes(2000)) for number in range(2)),
+            transactions=wishes(at, RULES.transactions, "lantern" * 70),
         ),
     ),
     BadBlock(

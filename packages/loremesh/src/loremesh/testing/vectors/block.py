@@ -9,8 +9,8 @@ from loremesh.errors import ProtocolError
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import encode
 from loremesh.protocol.fork_choice import on_block
-from loremesh.testing.bad_blocks import BAD_BLOCKS, Scene, scene
-from loremesh.testing.builders import ANN, CAT, block_on, suggestion
+from loremesh.testing.bad_blocks import BAD_BLOCKS, Scene, scene, wishes
+from loremesh.testing.builders import ANN, CAT, block_on
 from loremesh.testing.vectors.plain import Case
 
 # These cannot be written in bytes: the encoding refuses them before any rule of blocks is asked.
@@ -48,7 +48,7 @@ def cases() -> list[Case]:
                 at.genesis,
                 at.parent,
                 ANN,
-                transactions=tuple(suggestion(ANN, at.genesis, f"Wish {number}.", number) for number in range(2)),
+                transactions=wishes(at, at.genesis.rules.transactions, "Wish"),
             ),
         ),
         ("a hundred and forty words", block_on(at.genesis, at.parent, ANN, text=" ".join(["word"] * 140))),
