@@ -36,6 +36,7 @@ _Bytes = AsyncGenerator[bytes, None]
 _CONNECT_SECONDS: Final = 5.0
 _ENOUGH: Final = 3  # times the words of a paragraph: room for a heading and a lead-in, then we stop reading
 _MAX_REASON_BYTES: Final = 2048
+_MAX_LIST_BYTES: Final = 1 << 20
 _MAX_REASON: Final = 200
 _MAX_RETRY_AFTER: Final = 3600.0
 _SETTLE_SECONDS: Final = 2.0
@@ -115,6 +116,27 @@ class OpenAIBackend:
             max_words = min(max_words, max(1, len(answer.text.split()) - 1))
         return Draft.fold(answer.text, max_words, self.model, messages)
 
+    async def served_models(self) -> tuple[str, ...]:
+        """Ask the server which models it has; writes nothing and costs no tokens.
+
+        Raises:
+            BackendError: As `write`; BackendGarbage also for a list that is none.
+        """
+        data = b""
+        with trio.move_on_after(self._deadline) as scope:
+            call = self._client.models.with_streaming_response.list()
+            async with contextlib.aclosing(self._bytes_of(call)) as body:
+                async for piece in body:
+                    data += piece
+                    if len(data) > _MAX_LIST_BYTES:
+                        raise BackendGarbage(f"{self._client.base_url} answers without end when asked for its models")
+        if scope.cancelled_caught:
+            raise BackendTimeout(f"{self._client.base_url} took longer than {self._deadline:g} s")
+        try:
+            return tuple(str(model["id"]) for model in json.loads(data)["data"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BackendGarbage(f"{self._client.base_url} gives no list of models") from error
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.close()
@@ -127,12 +149,15 @@ class OpenAIBackend:
                     return
         answer.finish()
 
-    async def _body(self, messages: tuple[Message, ...], max_words: int) -> AsyncGenerator[bytes, None]:
-        """Yield the answer's bytes as they come; whatever the HTTP stack raises becomes one of our errors."""
+    def _body(self, messages: tuple[Message, ...], max_words: int) -> AsyncGenerator[bytes, None]:
         chat: Any = [{"role": message.role, "content": message.content} for message in messages]
         call = self._client.chat.completions.with_streaming_response.create(
             model=self.model, messages=chat, max_tokens=answer_tokens(max_words), stream=True
         )
+        return self._bytes_of(call)
+
+    async def _bytes_of(self, call: contextlib.AbstractAsyncContextManager[Any]) -> AsyncGenerator[bytes, None]:
+        """Yield an answer's bytes as they come; whatever the HTTP stack raises becomes one of our errors."""
         where = self._client.base_url
         try:
             async with call as response, contextlib.aclosing(cast(_Bytes, response.iter_bytes())) as body:

@@ -42,3 +42,24 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def owner_of(directory: Path) -> str | None:
+    """Tell the process that owns `directory`, None when nobody does. Changes nothing, and makes nothing.
+
+    Raises:
+        MachineError: The lock cannot be looked at.
+    """
+    try:
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise MachineError(f"cannot read in {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, _PID_BYTES).decode("ascii", "replace").strip() or "(starting)"
+    finally:
+        os.close(descriptor)
+    return None
