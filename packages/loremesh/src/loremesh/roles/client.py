@@ -152,6 +152,8 @@ class Visit:
         story = story_id(genesis)
         for peer in self.network.connected():
             try:
+                if (await self.puller.status(peer)).story != (story,):
+                    continue
                 nonce = await self.puller.next_nonce(peer, story, self.identity.peer_id)
                 transaction = sign_transaction(self.identity, story, nonce, SUGGEST, Suggest(text))
                 check_transaction(story, transaction)
@@ -212,7 +214,7 @@ class Visit:
     async def _measure(self, card: PeerCard, found: list[Found]) -> None:
         latency = None
         for address in card.addresses:
-            with suppress(ServiceError, ProtocolError):
+            with suppress(ServiceError, ProtocolError, UsageError):
                 await self.network.connect(address)
                 latency = await self.network.ping(card.peer_id)
                 break

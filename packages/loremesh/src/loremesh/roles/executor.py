@@ -13,8 +13,9 @@ from loremesh.backends.budget import DailyCap
 from loremesh.backends.builtin import BuiltinBackend
 from loremesh.config import DEFAULT_MODEL, Settings
 from loremesh.primitives import Hash
+from loremesh.roles.assembly import Story
 from loremesh.roles.networking import wall_clock
-from loremesh.roles.node import EXECUTOR, Node, Story, run_node
+from loremesh.roles.node import EXECUTOR, Node, run_node
 from loremesh.roles.process import Start, run_until_stopped
 from loremesh.services.canon import newest_paragraphs
 from loremesh.services.happenings import Tell
@@ -64,14 +65,14 @@ async def _mine(settings: Settings, node: Node, story: Story) -> None:
 
     async with _backend_of(settings, node) as backend, trio.open_nursery() as nursery:
         miner = Miner(
-            identity=node.identity,
+            identity=node.services.identity,
             chain=story.chain,
             canon=canon,
             backend=backend,
             search=search,
             publish=story.announcer.announce,
             clock=wall_clock,
-            may_mine=node.ready.wait,
+            may_mine=node.services.ready.wait,
         )
         await nursery.start(search.run)
         nursery.start_soon(miner.run)
@@ -90,7 +91,7 @@ async def _backend_of(settings: Settings, node: Node) -> AsyncIterator[Backend]:
 
 def _open_backend(settings: Settings, node: Node) -> Backend:
     if settings.backend == "builtin":
-        return BuiltinBackend(latency=settings.latency, seed=node.identity.peer_id)
+        return BuiltinBackend(latency=settings.latency, seed=node.services.identity.peer_id)
     # The SDK costs 0.4 s and 48 MB: only for those who use it.
     from loremesh.backends.openai import OpenAIBackend
 

@@ -1,9 +1,9 @@
-"""A node: storage, network and the services that both node programs share, in one nursery."""
+"""A node as a program runs it: a data directory, the real network and the services, in one nursery."""
 
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,29 +11,18 @@ from typing import Final
 import trio
 
 from loremesh.config import Settings
-from loremesh.errors import MachineError, ProtocolError, ServiceError, UsageError
+from loremesh.errors import MachineError, ProtocolError, UsageError
 from loremesh.network.behaviour import Behaviour
-from loremesh.network.events import (
-    CallServed,
-    GossipReceived,
-    GossipRefused,
-    PeerConnected,
-    PeerDisconnected,
-)
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import PeerId
 from loremesh.protocol.codec import encode
-from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, genesis_from_bytes, story_id
-from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
-from loremesh.protocol.wire import PEERS_PROTOCOL, SYNC_PROTOCOL
+from loremesh.protocol.genesis import Genesis, genesis_from_bytes, story_id
+from loremesh.protocol.identity import Identity, peer_id_from_text
+from loremesh.roles.assembly import Services, Story, assemble
 from loremesh.roles.joining import Lookout, check_story, read_genesis
 from loremesh.roles.networking import running_network, wall_clock
-from loremesh.services.announcements import Announcer
-from loremesh.services.chain import ChainService, Penalize
-from loremesh.services.happenings import Ready, Rejected, Tell
-from loremesh.services.peers import PeerService, Self
-from loremesh.services.serving import SyncServer
-from loremesh.services.sync import Puller, SyncService
+from loremesh.services.happenings import Tell
+from loremesh.services.sync import Puller
 from loremesh.storage.keys import load_or_create_key
 from loremesh.storage.store import Store as Disk
 
@@ -42,12 +31,6 @@ logger = logging.getLogger("loremesh.node")
 DENY_FILE: Final = "deny.txt"
 VALIDATOR: Final = "validator"
 EXECUTOR: Final = "executor"
-_FIRST_PEER: Final = 5.0
-"""Seconds to wait for a first connection before saying that we are ready alone."""
-_UNVOTED_MAX_REORG: Final = 100
-_ENOUGH_PEERS: Final = 4
-_PROVIDE_EVERY: Final = 600.0
-_LONELY: Final = 10.0
 
 
 def identity_of(settings: Settings) -> Identity:
@@ -87,38 +70,13 @@ def read_deny_file(directory: Path) -> frozenset[PeerId]:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """The services that a node with a story runs."""
-
-    chain: ChainService
-    announcer: Announcer
-    sync: SyncService
-    wakeups: trio.MemorySendChannel[PeerId]
-    """Peers for sync to ask next."""
-
-    def ask(self, peer: PeerId) -> None:
-        """Let sync ask `peer` soon; when many wait already, its turn comes anyway."""
-        with suppress(trio.WouldBlock):
-            self.wakeups.send_nowait(peer)
-
-
-@dataclass(frozen=True, slots=True)
 class Node:
     """A running node, as the roles see it."""
 
     settings: Settings
-    role: str
-    identity: Identity
-    network: Behaviour
     disk: Disk
-    peers: PeerService
-    story: Story | None
-    """None: a pure anchor."""
-    tell: Tell
-    penalize: Penalize
-    met: trio.Event
-    """Set once the first peer is connected."""
-    ready: trio.Event
+    network: Behaviour
+    services: Services
 
     def reload(self) -> None:
         """Read the deny file again and act on it; a mistake in it is logged and changes nothing."""
@@ -127,7 +85,7 @@ class Node:
         except UsageError as error:
             logger.error("the deny file is not used: %s", error)  # noqa: TRY400 - the line is the whole story
         else:
-            self.peers.look_again()
+            self.services.peers.look_again()
 
 
 async def run_node(
@@ -147,7 +105,7 @@ async def run_node(
         tell: Hears of all that an operator may want to know; must return at once.
         models: What it serves, as its peers hear it.
         beside: Runs in the node's nursery once it has a story, a miner for example.
-        task_status: Gets the node when it listens and has its story; `node.ready` says when it can be used.
+        task_status: Gets the node when it listens and has its story; `node.services.ready` says when it can be used.
 
     Raises:
         UsageError: The settings contradict each other or the data directory.
@@ -159,30 +117,24 @@ async def run_node(
     async with Disk.open(settings.data_dir) as disk, _network_of(settings, identity) as network:
         puller = Puller(network, identity, wall_clock)
         genesis = await _find_genesis(settings, role, disk, Lookout(identity, network, puller, wall_clock))
-        node = await _assemble(
-            settings=settings,
+        services = await assemble(
             role=role,
             identity=identity,
             network=network,
-            puller=puller,
             disk=disk,
             genesis=genesis,
-            models=models,
+            clock=wall_clock,
             tell=tell,
+            bootstrap=settings.bootstrap_nodes,
+            models=models,
+            max_reorg=settings.max_reorg,
         )
+        node = Node(settings, disk, network, services)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.peers.run)
-            nursery.start_soon(_dispatch, node, nursery)
-            if node.story is not None:
-                await node.story.announcer.subscribe()
-                nursery.start_soon(node.story.chain.run)
-                nursery.start_soon(node.story.sync.run)
-                nursery.start_soon(_ask_senders_of_orphans, node.story)
-                nursery.start_soon(_provide, node, node.story)
-                if beside is not None:
-                    nursery.start_soon(beside, node, node.story)
+            await nursery.start(services.run)
             node.reload()
-            nursery.start_soon(_get_ready, node)
+            if services.story is not None and beside is not None:
+                nursery.start_soon(beside, node, services.story)
             task_status.started(node)
 
 
@@ -239,136 +191,3 @@ def _check_may_lack_story(role: str, reason: str) -> None:
         raise UsageError(
             f"no story to write: {reason}; give --genesis FILE, or --bootstrap-nodes of a node that has one"
         )
-
-
-async def _assemble(
-    *,
-    settings: Settings,
-    role: str,
-    identity: Identity,
-    network: Behaviour,
-    puller: Puller,
-    disk: Disk,
-    genesis: Genesis | None,
-    models: tuple[str, ...],
-    tell: Tell,
-) -> Node:
-    """Make the services and give each the doors it needs."""
-
-    def penalize(peer_id: PeerId, what: str, error: ProtocolError) -> None:
-        logger.warning("refused a %s of %s: %s", what, peer_id_text(peer_id), error)
-        tell(Rejected(what, error.fault, peer_id, error.detail))
-
-    story = None
-    if genesis is not None:
-        chain = ChainService(
-            genesis,
-            disk,
-            clock=wall_clock,
-            tell=tell,
-            penalize=penalize,
-            me=identity.peer_id,
-            max_reorg=_max_reorg(settings, genesis),
-        )
-        await chain.restore()
-        announcer = Announcer(
-            identity=identity, chain=chain, network=network, puller=puller, penalize=penalize, clock=wall_clock
-        )
-        wakeups, to_ask = trio.open_memory_channel[PeerId](64)
-        sync = SyncService(puller=puller, chain=chain, network=network, wakeups=to_ask, penalize=penalize)
-        story = Story(chain, announcer, sync, wakeups)
-    peers = PeerService(
-        identity=identity,
-        network=network,
-        me=Self((role,), models, (story.chain.store.story,) if story else ()),
-        height=lambda: story.chain.store.tip.link.height if story else GENESIS_HEIGHT,
-        tracker=lambda: story.chain.store.tip.link.producer if story else None,
-        bootstrap=settings.bootstrap_nodes,
-        publish=story.announcer.beat if story else None,
-        clock=wall_clock,
-        tell=tell,
-        penalize=penalize,
-    )
-    server = SyncServer(identity, story.chain if story else None, wall_clock, story.announcer.relay if story else None)
-    network.serve(SYNC_PROTOCOL, server.serve)
-    network.serve(PEERS_PROTOCOL, peers.serve)
-    return Node(
-        settings=settings,
-        role=role,
-        identity=identity,
-        network=network,
-        disk=disk,
-        peers=peers,
-        story=story,
-        tell=tell,
-        penalize=penalize,
-        met=trio.Event(),
-        ready=trio.Event(),
-    )
-
-
-def _max_reorg(settings: Settings, genesis: Genesis) -> int | None:
-    """Without validators nothing else stops a long rewrite, so a deep one waits for the operator."""
-    if settings.max_reorg is None and not genesis.validators:
-        return _UNVOTED_MAX_REORG
-    return settings.max_reorg
-
-
-async def _dispatch(node: Node, nursery: trio.Nursery) -> None:
-    """Hand each network event to the service it concerns."""
-    async for event in node.network.events:
-        match event:
-            case PeerConnected(peer, _, _):
-                node.met.set()
-                node.peers.on_connected(peer)
-                nursery.start_soon(node.peers.introduce, peer)
-                if node.story is not None:
-                    node.story.ask(peer)
-            case PeerDisconnected(peer):
-                node.peers.on_disconnected(peer)
-            case GossipReceived() if node.story is not None:
-                try:
-                    await node.story.announcer.on_gossip(event, node.peers)
-                except ProtocolError as error:
-                    node.penalize(event.forwarder, "gossip message", error)
-            case GossipRefused(_, fault, _, forwarder):
-                node.penalize(forwarder, "gossip message", ProtocolError(fault))
-            case CallServed(protocol, peer, fault) if fault is not None:
-                node.penalize(peer, f"call of {protocol}", ProtocolError(fault))
-            case _:
-                pass
-
-
-async def _ask_senders_of_orphans(story: Story) -> None:
-    while True:
-        sender = await story.chain.orphaned.wait_change()
-        if sender is not None:
-            story.ask(sender)
-
-
-async def _provide(node: Node, story: Story) -> None:
-    """Tell the DHT that we keep this story; while we are alone, look there for others who do."""
-    key = f"story/{story.chain.store.story.hex()}"
-    await node.ready.wait()
-    while True:
-        connected = node.network.connected()
-        if connected:
-            try:
-                await node.network.provide(key)
-                for record in await node.network.find_providers(key) if len(connected) < _ENOUGH_PEERS else ():
-                    node.peers.hear_of(record.peer_id, record.addresses)
-            except ServiceError as error:
-                logger.info("the DHT does not answer: %s", error)
-        await trio.sleep(_PROVIDE_EVERY if connected else _LONELY)
-
-
-async def _get_ready(node: Node) -> None:
-    """Say that the node can be used: it listens, has met somebody if it was told of anybody, and asked them once."""
-    if node.settings.bootstrap_nodes:
-        with trio.move_on_after(_FIRST_PEER):
-            await node.met.wait()
-            if node.story is not None:
-                await node.story.sync.sync_with(node.network.connected()[0])
-    story = node.story.chain.store.story if node.story else None
-    node.tell(Ready(node.role, node.identity.peer_id, node.network.addresses(), story))
-    node.ready.set()

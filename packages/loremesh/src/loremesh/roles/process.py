@@ -7,7 +7,7 @@ files again.
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -33,11 +33,14 @@ async def run_until_stopped(starts: Sequence[Start]) -> None:
     nodes: list[Node] = []
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_heed, signals, nodes, nursery.cancel_scope)
-            async with trio.open_nursery() as running:
-                left = [len(starts)]
-                for start in starts:
-                    running.start_soon(_supervise, start, nodes, left)
+            stopping = trio.CancelScope()
+            # Outside the scope that the first signal cancels: the second one must still be heard.
+            nursery.start_soon(_heed, signals, nodes, stopping)
+            with stopping:
+                async with trio.open_nursery() as running:
+                    left = [len(starts)]
+                    for start in starts:
+                        running.start_soon(_supervise, start, nodes, left)
             nursery.cancel_scope.cancel()
 
 
@@ -46,16 +49,15 @@ async def _supervise(start: Start, nodes: list[Node], left: list[int]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nodes.append(await nursery.start(_reporting, start))
-    except* (LoremeshError, OSError) as failed:
+    except* Exception as failed:
         left[0] -= 1
         if not left[0]:
             raise
-        logger.error("one of the nodes ended, the others go on: %s", _first(failed))  # noqa: TRY400 - one line
-    except* Exception:
-        left[0] -= 1
-        if not left[0]:
-            raise
-        logger.exception("one of the nodes ended by a bug of ours, the others go on")
+        causes = list(_leaves(failed))
+        if all(isinstance(cause, LoremeshError | OSError) for cause in causes):
+            logger.error("one of the nodes ended, the others go on: %s", causes[0])  # noqa: TRY400 - one line
+        else:
+            logger.exception("one of the nodes ended by a bug of ours, the others go on")
 
 
 async def _reporting(start: Start, *, task_status: trio.TaskStatus[Node]) -> None:
@@ -73,7 +75,9 @@ async def _heed(signals: AsyncIterator[int], nodes: list[Node], scope: trio.Canc
                 node.reload()
 
 
-def _first(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import Fault, InvalidMessage, InvalidTransaction, ProtocolError, ServiceError
+from loremesh.errors import Fault, InvalidMessage, InvalidTransaction
 from loremesh.network.events import GossipReceived
 from loremesh.primitives import PeerId
 from loremesh.protocol.block import Block, header_hash
@@ -31,10 +31,9 @@ from loremesh.protocol.wire import (
     topic,
     unseal,
 )
-from loremesh.services.chain import ChainService, Penalize
+from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Clock
 from loremesh.services.peers import PeerService
-from loremesh.services.sync import Puller
 
 logger = logging.getLogger("loremesh.announcements")
 
@@ -58,9 +57,7 @@ class Announcer:
         identity: Ours.
         chain: Takes what comes.
         network: Carries it.
-        peers: Takes heartbeats.
-        puller: Fetches bodies that were not inline.
-        penalize: Hears which peer broke which rule.
+        ask: Lets sync ask a peer soon, for what it announced and did not inline.
         clock: For the envelopes' log timestamps.
     """
 
@@ -70,15 +67,13 @@ class Announcer:
         identity: Identity,
         chain: ChainService,
         network: Network,
-        puller: Puller,
-        penalize: Penalize,
+        ask: Callable[[PeerId], None],
         clock: Clock,
     ) -> None:
         self._identity = identity
         self._chain = chain
         self._network = network
-        self._puller = puller
-        self._penalize = penalize
+        self._ask = ask
         self._clock = clock
         story = chain.store.story
         self._blocks, self._transactions, self._peers = (topic(story, name) for name in ("blocks", "txs", "peers"))
@@ -125,19 +120,10 @@ class Announcer:
     async def _take_announcement(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
         if self._chain.knows(announcement.hash):
             return
-        try:
-            if announcement.body:
-                await self._chain.offer(decode(Block, announcement.body), forwarder)
-            else:
-                await self._fetch(announcement, forwarder)
-        except ProtocolError as error:
-            self._penalize(forwarder, "block", error)
-        except ServiceError as error:
-            logger.info("an announced block could not be fetched: %s", error)
-
-    async def _fetch(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
-        for block in await self._puller.blocks(forwarder, self._chain.store.story, [announcement.hash]):
-            await self._chain.offer(block, forwarder)
+        if announcement.body:
+            await self._chain.offer(decode(Block, announcement.body), forwarder)
+        else:
+            self._ask(forwarder)  # sync asks in its own time: a forwarder that has no such block holds up no gossip
 
     async def _take_transaction(self, received: GossipReceived) -> None:
         transaction = expect(received.data, received.signer, MessageType.TRANSACTION, Transaction)

@@ -1,7 +1,7 @@
 """The chain service: sole owner of the fork-choice store and of the mempool.
 
 Others send it blocks and transactions and watch its head. A batch of blocks costs one trip to the disk, and nobody
-hears of a head before it is durable.
+hears of a block, or can read one, before it is durable.
 """
 
 import logging
@@ -110,7 +110,9 @@ class ChainService:
         self._tell = tell
         self._penalize = penalize
         self._me = me
-        self._store = new_store(genesis, Millis(clock()), max_reorg)
+        self._coming = new_store(genesis, Millis(clock()), max_reorg)
+        """With what is on its way to the disk; only the task of `run` changes it."""
+        self._store = self._coming
         self._pool = Mempool(self._store.story)
         self._senders: dict[Hash, PeerId] = {}
         self._is_tracker: bool | None = None
@@ -122,7 +124,7 @@ class ChainService:
 
     @property
     def store(self) -> Store:
-        """The store as it is now: an immutable value, safe to read at leisure."""
+        """The store as it is on the disk: an immutable value, safe to read at leisure."""
         return self._store
 
     @property
@@ -134,13 +136,13 @@ class ChainService:
         """Give the head as something to build on."""
         return Parent(self._store.tip.link, self._store.states[self._store.head])
 
-    def state(self) -> State:
-        """Give the state at the head."""
-        return self._store.states[self._store.head]
+    def is_overtaken(self, head: Hash) -> bool:
+        """Tell whether another block will be the head once the disk has it."""
+        return self._coming.head != head
 
     def knows(self, name: Hash) -> bool:
-        """Tell whether a block is in the tree, or waits, here."""
-        return is_known(self._store, name)
+        """Tell whether a block is in the tree, or waits, or is on its way to the disk."""
+        return is_known(self._coming, name)
 
     async def restore(self) -> None:
         """Take in what the disk keeps; call once, before `run`.
@@ -151,13 +153,14 @@ class ChainService:
         async for batch in self._disk.blocks():
             for stored in batch:
                 try:
-                    self._store = await self._reduce(decode(Block, stored.data))
+                    self._coming = await self._reduce(decode(Block, stored.data))
                 except ProtocolError as error:
                     raise MachineError(
                         f"block {stored.hash.hex()[:8]} on the disk is damaged ({error}): move the data directory "
                         "away, keep its key, and start again to fetch the story from peers"
                     ) from error
-        state, now = self.state(), Millis(self._clock())
+        self._store = self._coming
+        state, now = self.parent().state, Millis(self._clock())
         for data in await self._disk.transactions():
             try:
                 self._pool = add(self._pool, decode(Transaction, data), state, now)
@@ -171,7 +174,7 @@ class ChainService:
         while True:
             jobs = await self._next_jobs()
             await self._advance_clock()
-            changes = list(self._store.changes)
+            changes = list(self._coming.changes)
             for job in jobs:
                 changes += await self._take(job)
             await self._settle(changes)
@@ -218,13 +221,13 @@ class ChainService:
         name = transaction_hash(self._store.story, transaction.body)
         if name in self._pool.waiting:
             return False
-        self._pool = add(self._pool, transaction, self.state(), Millis(self._clock()))
+        self._pool = add(self._pool, transaction, self.parent().state, Millis(self._clock()))
         await self._disk.commit(SaveTransactions(((name, encode(transaction)),)))
         return True
 
     def next_nonce(self, sender: PeerId) -> int:
         """Give the nonce for a sender's next transaction."""
-        return next_nonce(self._pool, self.state(), sender)
+        return next_nonce(self._pool, self.parent().state, sender)
 
     def choose_transactions(self, parent: Parent) -> tuple[tuple[Transaction, ...], State]:
         """Choose what goes into a block on `parent`; give also the state after them."""
@@ -250,46 +253,46 @@ class ChainService:
         return jobs
 
     def _until_due(self) -> float:
-        if not self._store.held:
+        if not self._coming.held:
             return float("inf")
-        first = min(block.header.time for block in self._store.held.values())
-        ahead = first - self._store.genesis.parameters.max_ahead - self._clock()
+        first = min(block.header.time for block in self._coming.held.values())
+        ahead = first - self._coming.genesis.parameters.max_ahead - self._clock()
         return max(0.0, ahead / 1000)
 
     async def _take(self, job: _Job) -> tuple[Change, ...]:
         try:
-            self._store = await self._reduce(job.block)
+            self._coming = await self._reduce(job.block)
         except InvalidBlock as error:
             job.error = error
             self._blame(job.sender, error)
             return ()
         if job.sender is not None:
             self._remember_sender(job.sender)
-        return self._store.changes
+        return self._coming.changes
 
     async def _reduce(self, block: Block) -> Store:
         while True:
             try:
-                return on_block(self._store, block)
+                return on_block(self._coming, block)
             except StateMissing as missing:
-                self._store = await self._replay(missing)
+                self._coming = await self._replay(missing)
 
     async def _advance_clock(self) -> None:
         while True:
             try:
-                self._store = on_tick(self._store, Millis(self._clock()))
+                self._coming = on_tick(self._coming, Millis(self._clock()))
             except StateMissing as missing:
-                self._store = await self._replay(missing)
+                self._coming = await self._replay(missing)
             else:
                 return
 
     async def _replay(self, missing: StateMissing) -> Store:
         found = await self._disk.load_blocks(missing.path)
-        return on_replay(self._store, tuple(decode(Block, found[name]) for name in missing.path))
+        return on_replay(self._coming, tuple(decode(Block, found[name]) for name in missing.path))
 
     def _remember_sender(self, sender: PeerId) -> None:
         """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
-        for change in self._store.changes:
+        for change in self._coming.changes:
             if isinstance(change, Waiting):
                 self._senders[change.hash] = sender
                 if not change.held:
@@ -303,6 +306,7 @@ class ChainService:
         moves = [change for change in changes if isinstance(change, HeadMoved)]
         if accepted:
             await self._disk.commit(*self._writes(accepted, moves))
+        self._store = self._coming
         for change in changes:
             self._report(change)
         if moves:
@@ -317,7 +321,8 @@ class ChainService:
         writes: list[Write] = [SaveBlocks(tuple(blocks))]
         if moves:
             before = self._pool
-            self._pool = settle(self._pool, self.state(), Millis(self._clock()))
+            state = self._coming.states[self._coming.head]
+            self._pool = settle(self._pool, state, Millis(self._clock()))
             gone = tuple(name for name in before.waiting if name not in self._pool.waiting)
             if gone:
                 writes.append(RemoveTransactions(gone))

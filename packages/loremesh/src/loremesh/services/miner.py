@@ -79,6 +79,7 @@ class Miner:
         self._publish = publish
         self._clock = clock
         self._may_mine = may_mine
+        self._signed_on: Hash | None = None
 
     async def run(self) -> None:
         """Mine round after round until cancelled."""
@@ -126,7 +127,6 @@ class Miner:
             await self._chain.submit(block, None)
         except InvalidBlock as error:
             logger.error("our own block was refused: %s", error)  # noqa: TRY400 - the reason is the whole story
-            await trio.sleep(1)
             return None
         return block
 
@@ -150,9 +150,10 @@ class Miner:
             raise _first(failed) from failed
         earliest = earliest_time(genesis, parent.link, self._identity.peer_id)
         await trio.sleep(max(0, earliest - self._clock()) / 1000)
-        if self._chain.store.head != parent.link.hash:
+        if self._chain.is_overtaken(parent.link.hash):
             await trio.sleep_forever()  # a winner is on its way to the disk: the round ends when it is there
         draft = drafts[0]
+        self._signed_on = parent.link.hash
         content = paragraph(self._identity.peer_id, draft.text, draft.model, draft.prompt_digest, suggestions)
         return produce(
             genesis,
@@ -182,7 +183,8 @@ class Miner:
 
     def _has_block_on(self, parent: Hash) -> bool:
         store = self._chain.store
-        return any(
+        # A block that a slow disk has not kept yet, or that was refused, is in no store.
+        return parent == self._signed_on or any(
             store.entries[child].link.producer == self._identity.peer_id for child in store.children.get(parent) or ()
         )
 

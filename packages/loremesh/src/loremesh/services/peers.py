@@ -1,7 +1,8 @@
 """The peers service: who is here, who left, who is dead; finds the way back when connections are lost.
 
 A node says who it is when it connects (`peer_join`), every five seconds by gossip (`heartbeat`), and when it goes
-(`peer_leave`). Silence makes a peer suspect after 15 s and dead after 30; a refused connection, at once.
+(`peer_leave`). Who is connected but not heard by gossip, such as an anchor without a story, is asked directly. Silence
+makes a peer suspect after 15 s and dead after 30; a refused connection, at once.
 
 Source: docs/protocol/peers.md; S0's join notice and peer list, S1's heartbeat.
 """
@@ -141,7 +142,7 @@ class PeerService:
             self._dials[address] = _Dial(address)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat)
+                nursery.start_soon(self._beat, nursery)
                 nursery.start_soon(self._watch, nursery)
         finally:
             await self._say_goodbye()
@@ -154,7 +155,10 @@ class PeerService:
             if kind not in {MessageType.PEER_LIST, MessageType.NOT_THE_TRACKER}:
                 raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_JOIN}")
             for record in decode(PeerList, payload).peers:
-                self.learn(record)
+                if record.card.peer_id == peer:
+                    self._take_own_word(record, peer)
+                else:
+                    self.learn(record)
         except ProtocolError as error:
             self.penalize(peer, "peer list", error)
         except ServiceError as error:
@@ -257,7 +261,7 @@ class PeerService:
         self._look_now.set()
 
     def _want(self, address: str, peer: PeerId) -> None:
-        if len(self._dials) < _MAX_KNOWN:
+        if len(self._dials) < _MAX_KNOWN or address in self.bootstrap:
             self._dials.setdefault(address, _Dial(address, peer_id=peer))
 
     def _take_own_word(self, record: PeerRecord, signer: PeerId) -> None:
@@ -284,11 +288,22 @@ class PeerService:
         silent = min(self._known, key=lambda peer: self._known[peer].seen)
         del self._known[silent]
 
-    async def _beat(self) -> None:
+    async def _beat(self, nursery: trio.Nursery) -> None:
         while True:
             await trio.sleep(HEARTBEAT)
             if self.publish is not None:
                 await self.publish(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
+            for peer in self._unheard():
+                nursery.start_soon(self.introduce, peer)
+
+    def _unheard(self) -> list[PeerId]:
+        """Name connected peers whose heartbeats do not come: by gossip they would have, twice."""
+        since = trio.current_time() - 2 * HEARTBEAT
+        return [
+            peer
+            for peer in self.network.connected()
+            if (known := self._known.get(peer)) is not None and known.seen < since
+        ]
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         limit = trio.CapacityLimiter(_DIALS_AT_ONCE)

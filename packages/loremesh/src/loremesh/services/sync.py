@@ -114,8 +114,8 @@ class Puller:
                 block = expect(frame, peer, MessageType.BLOCK, Block)
                 name = header_hash(block.header)
                 if name not in wanted:
-                    raise InvalidMessage(Fault.NOT_AS_ASKED, f"block {name.hex()[:8]} was not asked for")
-                wanted.remove(name)
+                    raise InvalidMessage(Fault.NOT_AS_ASKED, f"block {name.hex()[:8]} was not asked for, or not next")
+                del wanted[: wanted.index(name) + 1]
                 blocks.append(block)
 
     async def next_nonce(self, peer: PeerId, story: StoryId, sender: PeerId) -> int:
@@ -171,32 +171,46 @@ async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> in
     """
     came = 0
     for tip in (*status.head, *status.tips):
+        reached: tuple[Link, ...] = ()
         while tip not in chain.store.entries:
-            more = await _pull_batch(puller, chain, peer, tip)
+            more, last = await _pull_batch(puller, chain, peer, tip, reached)
             came += more
-            if not more:
+            # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
+            if last is None or last.hash not in chain.store.entries or (reached and last.height <= reached[0].height):
                 break
+            reached = (last,)
     return came
 
 
-async def _pull_batch(puller: Puller, chain: Chain, peer: PeerId, tip: Hash) -> int:
+async def _pull_batch(
+    puller: Puller, chain: Chain, peer: PeerId, tip: Hash, reached: tuple[Link, ...]
+) -> tuple[int, Link | None]:
+    """Pull the next headers towards `tip` after those `reached`, and their bodies.
+
+    Returns:
+        How many blocks came, and where the headers ended.
+    """
     store = chain.store
-    request = HeadersRequest(store.story, locator(store), (tip,), _HEADERS)
-    names = await _checked_names(store, await puller.headers(peer, request))
+    names = (*(link.hash for link in reached), *locator(store))
+    headers = await puller.headers(peer, HeadersRequest(store.story, names, (tip,), _HEADERS))
+    try:
+        missing, last = await _check_headers(store, headers)
+    except InvalidBlock as error:  # no block came: this is about the answer, and about who gave it
+        raise InvalidMessage(error.fault, error.detail) from error
     came = 0
-    for start in range(0, len(names), _BODIES):
-        batch = names[start : start + _BODIES]
+    for start in range(0, len(missing), _BODIES):
+        batch = missing[start : start + _BODIES]
         blocks = await puller.blocks(peer, store.story, batch)
         await chain.submit_all(blocks, peer)
         came += len(blocks)
         if len(blocks) < len(batch):
             logger.info("a peer announced headers whose bodies it did not send")
             break
-    return came
+    return came, last
 
 
-async def _checked_names(store: Store, headers: Sequence[SignedHeader]) -> list[Hash]:
-    """Check headers as a chain that starts at a block we know; name those we lack."""
+async def _check_headers(store: Store, headers: Sequence[SignedHeader]) -> tuple[list[Hash], Link | None]:
+    """Check headers as a chain that starts at a block we know; name those we lack, and give the last one's link."""
     names: list[Hash] = []
     link: Link | None = None
     for signed in headers:
@@ -214,7 +228,7 @@ async def _checked_names(store: Store, headers: Sequence[SignedHeader]) -> list[
             names.append(name)
         # A batch takes some milliseconds: others run in between.
         await trio.lowlevel.checkpoint()
-    return names
+    return names, link
 
 
 def locator(store: Store) -> tuple[Hash, ...]:
