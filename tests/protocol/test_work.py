@@ -1,6 +1,7 @@
 """Work: a fixed-point exponential that every node computes alike, and a pace that the chain keeps by itself."""
 
 import random
+import tracemalloc
 from statistics import fmean
 
 import pytest
@@ -98,6 +99,18 @@ def test_a_target_never_falls_below_one() -> None:
 @given(st.integers(1, 2**64 - 1))
 def test_work_and_target_name_each_other(work: int) -> None:
     assert work_of(target_of(work)) == work
+
+
+def test_no_genesis_makes_a_target_cost_megabytes() -> None:
+    day = Millis(86_400_000)
+    tracemalloc.start()
+    try:
+        for took in (0, 4 * day):
+            result = next_target(target_of(2**64 - 1), Millis(took), spacing=day, half_life=Millis(1), easiest_work=1)
+            assert result == (target_of(1) if took else 1)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_fraction_of_a_step_rounds_down() -> None:

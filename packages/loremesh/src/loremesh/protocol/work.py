@@ -14,6 +14,8 @@ from loremesh.primitives import Hash, Millis, PeerId, StoryId, Target
 
 _SPACE: Final = 2**256
 NONCE_BYTES: Final = 8
+_ENOUGH: Final = 256 * 65536
+"""At this exponent every target is past the easiest; a genesis with a tiny half-life would shift by megabytes more."""
 
 
 def target_of(work: int) -> Target:
@@ -50,7 +52,7 @@ def next_target(target: Target, took: Millis, *, spacing: Millis, half_life: Mil
         easiest_work: The least work a target may stand for.
     """
     lag = min(took, 4 * spacing) - spacing
-    scaled = scale(target, lag * 65536 // half_life)
+    scaled = scale(target, min(lag * 65536 // half_life, _ENOUGH))
     return Target(max(1, min(scaled, target_of(easiest_work))))
 
 
