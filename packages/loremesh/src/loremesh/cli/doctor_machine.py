@@ -81,7 +81,8 @@ async def check_backend(settings: Settings, base_url: str) -> Check:
         return failed(name, str(error), remedy, ExitCode.UNREACHABLE)
     finally:
         await backend.aclose()
-    missing = [model for model in settings.models if model not in models]
+    wanted = [settings.model_aliases.get(name, name) for name in settings.models]
+    missing = [model for model in wanted if model not in models]
     detail = f"serves {', '.join(models[:8])}{' and more' if len(models) > 8 else ''}" if models else "serves no model"  # noqa: PLR2004 - fits a line
     if missing or not models:
         remedy = f"load {missing[0] if missing else 'a model'} into the server, or choose --model among those it serves"

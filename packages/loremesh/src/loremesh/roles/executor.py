@@ -12,15 +12,12 @@ from loremesh.backends.base import Backend
 from loremesh.backends.budget import DailyCap
 from loremesh.backends.builtin import BuiltinBackend
 from loremesh.config import DEFAULT_MODEL, Settings
-from loremesh.primitives import Hash
 from loremesh.roles.assembly import Story
+from loremesh.roles.mining import mine
 from loremesh.roles.networking import wall_clock
 from loremesh.roles.node import EXECUTOR, Node, run_node
 from loremesh.roles.process import Start, run_until_stopped
-from loremesh.services.canon import newest_paragraphs
 from loremesh.services.happenings import Tell
-from loremesh.services.miner import Miner
-from loremesh.services.search import Search
 from loremesh.storage.store import Store as Disk
 
 BUILTIN_MODEL: Final = "builtin"
@@ -58,24 +55,8 @@ def _models(settings: Settings) -> tuple[str, ...]:
 
 
 async def _mine(settings: Settings, node: Node, story: Story) -> None:
-    search = Search(settings.work_share)
-
-    async def canon(tip: Hash, most: int) -> tuple[str, ...]:
-        return await newest_paragraphs(story.chain, tip, most)
-
-    async with _backend_of(settings, node) as backend, trio.open_nursery() as nursery:
-        miner = Miner(
-            identity=node.services.identity,
-            chain=story.chain,
-            canon=canon,
-            backend=backend,
-            search=search,
-            publish=story.announcer.announce,
-            clock=wall_clock,
-            may_mine=node.services.ready.wait,
-        )
-        await nursery.start(search.run)
-        nursery.start_soon(miner.run)
+    async with _backend_of(settings, node) as backend:
+        await mine(node.services, story, backend, settings.work_share)
 
 
 @asynccontextmanager
