@@ -104,7 +104,7 @@ async def test_a_frame_too_long_for_anyone_is_not_even_sent() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", framed(b"body")[:-1]])
-async def test_silence_is_a_passed_deadline(data: bytes, autojump_clock: Clock) -> None:  # noqa: ARG001 - the fixture acts
+async def test_silence_is_a_passed_deadline(data: bytes, autojump_clock: Clock) -> None:
     stream = Stream(ScriptedPipe(*([data] if data else []), is_silent=True), PEER)
     started = trio.current_time()
     with pytest.raises(DeadlinePassed):
@@ -112,7 +112,7 @@ async def test_silence_is_a_passed_deadline(data: bytes, autojump_clock: Clock) 
     assert trio.current_time() - started == 7
 
 
-async def test_a_peer_that_drips_does_not_stretch_the_deadline(autojump_clock: Clock) -> None:  # noqa: ARG001 - as above
+async def test_a_peer_that_drips_does_not_stretch_the_deadline(autojump_clock: Clock) -> None:
     class Dripping(ScriptedPipe):
         async def read(self, most: int) -> bytes:
             await trio.sleep(1)
@@ -122,7 +122,7 @@ async def test_a_peer_that_drips_does_not_stretch_the_deadline(autojump_clock: C
         await Stream(Dripping(framed(bytes(100))), PEER).receive(7)
 
 
-async def test_a_peer_that_takes_nothing_is_a_passed_deadline(autojump_clock: Clock) -> None:  # noqa: ARG001 - as above
+async def test_a_peer_that_takes_nothing_is_a_passed_deadline(autojump_clock: Clock) -> None:
     with pytest.raises(DeadlinePassed):
         await Stream(ScriptedPipe(takes=False), PEER).send(b"", timeout=3)
 

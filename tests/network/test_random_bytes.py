@@ -34,7 +34,7 @@ StartStock = Callable[..., Awaitable[Any]]
 ECHO = "/loremesh/echo/1"
 TOPIC = "/loremesh/test/1"
 GOSSIP = "/meshsub/1.1.0"
-PROTOCOLS = [GOSSIP, "/loremesh/kad/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0", "/ipfs/ping/1.0.0", ECHO]
+PROTOCOLS = [GOSSIP, "/loremesh/kad/1.0.0", "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", ECHO]
 
 
 def junk(seed: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""`upstream/pubsub.py`: gossip that is quick, whole, bounded, and true to its signer."""
+"""`upstream/pubsub.py` and `upstream/gossipsub.py`: gossip that is quick, whole, bounded, and true to its signer."""
 
 import inspect
 import secrets
@@ -12,8 +12,8 @@ from loremesh.errors import Fault
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import GossipReceived, GossipRefused, PeerConnected
 from loremesh.network.settings import NetworkSettings
-from loremesh.network.upstream.pubsub import Router, message_id
-from loremesh.primitives import PeerId
+from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
+from loremesh.primitives import MIB, PeerId
 from loremesh.testing.loopback import PATIENCE, wait_event
 
 from libp2p import new_host  # isort: skip
@@ -26,6 +26,7 @@ from libp2p.pubsub import rpc_queue  # isort: skip
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub  # isort: skip
 from libp2p.pubsub.pb import rpc_pb2  # isort: skip
 from libp2p.pubsub.pubsub import Pubsub  # isort: skip
+from libp2p.pubsub.rpc_queue import PriorityQueue  # isort: skip
 from libp2p.utils import encode_varint_prefixed  # isort: skip
 from multiaddr import Multiaddr  # isort: skip
 
@@ -59,6 +60,9 @@ class Speaker:
 
     async def say(self, *messages: rpc_pb2.Message) -> None:
         await self._stream.write(encode_varint_prefixed(rpc_pb2.RPC(publish=messages).SerializeToString()))
+
+    async def upkeep(self, control: rpc_pb2.ControlMessage) -> None:
+        await self._stream.write(encode_varint_prefixed(rpc_pb2.RPC(control=control).SerializeToString()))
 
 
 @pytest.fixture
@@ -154,6 +158,75 @@ async def told_by(router: GossipSub) -> dict[str, list[str]]:
     vars(router)["emit_control_message"] = emit
     await router._emit_control_msgs({ID(b"one"): [TOPIC], ID(b"two"): [OTHER_TOPIC]}, {}, {})
     return told
+
+
+async def test_nobody_around_a_hub_is_left_out(start_node: StartNode) -> None:
+    hub, *leaves = [await start_node() for _ in range(16)]
+    for one in (hub, *leaves):
+        await one.subscribe(TOPIC, anything)
+    for leaf in leaves:
+        await leaf.connect(hub.addresses()[0], PATIENCE)
+        await wait_event(leaf, PeerConnected)
+    for speaker in leaves[:3]:
+        word = secrets.token_bytes(8)
+        await speaker.publish(TOPIC, word)
+        for listener in (one for one in (hub, *leaves) if one is not speaker):
+            while (await wait_event(listener, GossipReceived)).data != word:
+                pass
+
+
+def test_canary_stock_meshes_still_prune_what_they_then_tell_nothing() -> None:
+    source = inspect.getsource(GossipSub._handle_topic_heartbeat)
+    assert "True" in source, "upstream tells peers in back-off now: Router.gossip_heartbeat can go"
+    assert "flood" not in inspect.getsource(GossipSub.publish), "upstream floods now: Router._get_peers_to_send can go"
+
+
+async def test_a_peer_that_prunes_us_cannot_make_us_dial(
+    node: Behaviour, speaker: Speaker, start_node: StartNode
+) -> None:
+    stranger = await start_node()
+    record = stranger._host.get_peerstore().get_local_record()
+    assert record is not None
+    exchange = rpc_pb2.PeerInfo(peerID=stranger.peer_id, signedPeerRecord=record.marshal_envelope())
+    prune = rpc_pb2.ControlPrune(topicID=TOPIC, peers=[exchange])
+    place = Multiaddr(stranger.addresses()[0].partition("/p2p/")[0])
+    node._host.get_peerstore().add_addrs(ID(stranger.peer_id), [place], 600)
+    await speaker.upkeep(rpc_pb2.ControlMessage(prune=[prune]))
+    await node._router._do_px([exchange])
+    assert (await heard_next(node, speaker)).data == b"last"
+    assert stranger.peer_id not in node.connected()
+
+
+async def test_upkeep_about_topics_that_are_not_ours_leaves_nothing_behind(node: Behaviour, speaker: Speaker) -> None:
+    topics = [f"topic {number}" for number in range(100)]
+    await speaker.upkeep(
+        rpc_pb2.ControlMessage(
+            graft=[rpc_pb2.ControlGraft(topicID=topic) for topic in topics],
+            prune=[rpc_pb2.ControlPrune(topicID=topic, backoff=2**40) for topic in topics],
+            ihave=[rpc_pb2.ControlIHave(topicID=topic, messageIDs=[b"id"]) for topic in topics],
+        )
+    )
+    assert (await heard_next(node, speaker)).data == b"last"
+    assert not node._router.back_off
+    assert not node._router.graft_flood_tracking
+    assert not node._router.ihave_message_limits
+
+
+async def test_a_message_asked_for_a_thousand_times_at_once_is_sent_once(node: Behaviour) -> None:
+    ids = [b"\xff id"] * 1000
+    control = rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant(messageIDs=ids), rpc_pb2.ControlIWant(messageIDs=ids)])
+    (kept,) = node._pubsub._pertinent(control).control.iwant
+    assert list(kept.messageIDs) == [b"\xff id"]
+
+
+def test_what_waits_for_a_peer_is_bounded_in_bytes_and_in_messages() -> None:
+    long, short = (rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(size))]) for size in (1 * MIB, 10))
+    queue = ByteBoundedQueue(PriorityQueue())
+    assert sum(queue.push(long) for _ in range(20)) == 7
+    assert queue.is_half_full
+    emptied = ByteBoundedQueue(queue)
+    assert (len(queue), len(emptied)) == (0, 7)
+    assert sum(queue.push(short) for _ in range(2000)) == 1024
 
 
 class SlowStream:

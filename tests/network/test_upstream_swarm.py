@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from loremesh.network.behaviour import Behaviour
-from loremesh.network.events import PeerConnected
+from loremesh.network.events import PeerConnected, PeerDisconnected
 from loremesh.testing.loopback import PATIENCE, wait_event
 
 from libp2p import new_host  # isort: skip
@@ -73,6 +73,7 @@ async def test_a_node_gives_the_slots_of_closed_connections_back(start_node: Sta
         await node.connect(hub.addresses()[0], PATIENCE)
         await wait_event(hub, PeerConnected)
         await node.disconnect(hub.peer_id)
+        await wait_event(hub, PeerDisconnected)
     await poll(lambda: not hub._swarm._inbound)
 
 

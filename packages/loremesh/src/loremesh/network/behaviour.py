@@ -38,7 +38,7 @@ from loremesh.network.events import (
 from loremesh.network.frames import Stream
 from loremesh.network.local import dialable
 from loremesh.network.settings import NetworkSettings
-from loremesh.network.upstream import kademlia, pubsub
+from loremesh.network.upstream import gossipsub, kademlia, pubsub
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.host import PING_PROTOCOL, QuietHost, ping
 from loremesh.network.upstream.services import running
@@ -91,7 +91,7 @@ class Behaviour:
         )
         self._host = QuietHost(identity.secret, gate, settings)
         self._swarm = self._host.swarm
-        self._router = pubsub.Router(settings)
+        self._router = gossipsub.Router(settings)
         self._pubsub = pubsub.ContainedPubsub(
             self._host,
             self._router,
@@ -103,7 +103,9 @@ class Behaviour:
         )
         self._kademlia = kademlia.BoundedKademlia(self._host, server=settings.dht_server)
         self._swarm.register_notifee(_Watch(self))
-        self._host.set_stream_handler(pubsub.PROTOCOL, self._blaming(pubsub.PROTOCOL, self._pubsub.stream_handler))
+        self._host.set_stream_handler(
+            gossipsub.PROTOCOL, self._blaming(gossipsub.PROTOCOL, self._pubsub.stream_handler)
+        )
 
     # running
 

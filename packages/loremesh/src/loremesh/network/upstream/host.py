@@ -1,11 +1,13 @@
 """Identify: `libp2p.host.basic_host.BasicHost._schedule_identify`, and `PingService`.
 
 Symptoms: identify runs as a trio system task, which outlives the host and whose failure ends the process with
-TrioInternalError; nothing says when it is done; `PingService.ping` measures whole milliseconds and answers 0.
+TrioInternalError; nothing says when it is done; a peer may have a megabyte of addresses and protocols kept, and
+identify/push lets it tell them again and again; `PingService.ping` measures whole milliseconds and answers 0.
 """
 
 import secrets
 import time
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -13,8 +15,9 @@ from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.host.basic_host import BasicHost, _IdentifyNotifee
 from libp2p.host.ping import ID as PING
 from libp2p.host.ping import PING_LENGTH
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
+from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from multiaddr import Multiaddr
 
 from loremesh.errors import Unreachable
@@ -25,10 +28,12 @@ from loremesh.network.upstream.streams import StreamPipe, contain
 from loremesh.network.upstream.swarm import BoundedSwarm
 
 PING_PROTOCOL: Final = str(PING)
+_KEPT: Final = 64
+_KEPT_FOR: Final = 2 * 60 * 60
 
 
 class QuietHost(BasicHost):
-    """A host on a bounded swarm, that identifies a peer when told to and advertises what it is told."""
+    """A host on a bounded swarm, that identifies a peer when told to, once, and advertises what it is told."""
 
     def __init__(self, secret: bytes, gate: Gate, settings: NetworkSettings) -> None:
         reading.install()
@@ -45,6 +50,7 @@ class QuietHost(BasicHost):
             disable_identify_address_discovery=True,
         )
         self.swarm.notifees = [known for known in self.swarm.notifees if not isinstance(known, _IdentifyNotifee)]
+        self.remove_stream_handler(ID_PUSH)
         self.swarm.set_stream_handler(contain(self._swarm_stream_handler))
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
@@ -53,6 +59,14 @@ class QuietHost(BasicHost):
     async def identify(self, peer_id: ID) -> None:
         """Ask a peer who it says it is: its protocols and addresses go to the peerstore. Failure leaves them empty."""
         await self._identify_peer(peer_id, reason="connected")
+        store = self.get_peerstore()
+        with suppress(PeerStoreError):  # it told none
+            addresses, protocols = store.addrs(peer_id), store.get_protocols(peer_id)
+            if len(addresses) > _KEPT:
+                store.clear_addrs(peer_id)
+                store.add_addrs(peer_id, addresses[:_KEPT], _KEPT_FOR)
+            if len(protocols) > _KEPT:
+                store.set_protocols(peer_id, protocols[:_KEPT])
 
     def forget(self, peer_id: ID) -> None:
         """Let the next connection of a peer be identified afresh."""

@@ -1,12 +1,11 @@
-"""Gossip: `libp2p.pubsub.pubsub.Pubsub` and `libp2p.pubsub.gossipsub.GossipSub`.
+"""Gossip: `libp2p.pubsub.pubsub.Pubsub`.
 
 Symptoms: `stream_handler` lets the decoding error of one junk frame out, `push_msg` the error of a bad key or of a
 raising validator, each ending the process; every message gets a task of its own, however many come; 32 messages wait
-for a reader or for a peer and the rest are dropped without a word; our own bursts count as spam; the heartbeat comes
-every 120 s, and after half a minute of adapting every 60 s; `_emit_control_msgs` sends the GRAFTs, PRUNEs and IHAVEs
-of one peer to the next one too; two tasks writing to one stream mix their pieces; message ids carry a prefix that
-other implementations do not, so IHAVE and IWANT never match; `_handle_new_peer` keeps writing into the dead connection
-of a peer that came back, and `_handle_dead_peer` forgets the topics that the peer has just told on the new one.
+for a reader or for a peer and the rest are dropped without a word; two tasks writing to one stream mix their pieces;
+whatever topics and message ids a peer names are kept and repeated, an id named a thousand times in an IWANT is answered
+with a thousand copies; `_handle_new_peer` keeps writing into the dead connection of a peer that came back, and
+`_handle_dead_peer` forgets the topics that the peer has just told on the new one.
 """
 
 import logging
@@ -22,30 +21,29 @@ from libp2p.abc import IHost, INetStream
 from libp2p.io.exceptions import MessageTooLarge
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
-from libp2p.pubsub import mcache
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
 from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
 from loremesh.network.upstream.streams import reset
 from loremesh.primitives import KIB, PeerId
 from loremesh.protocol.identity import check_peer_id
 
 _log = logging.getLogger("loremesh.network")
-PROTOCOL: Final = PROTOCOL_ID_V11
 ENVELOPE: Final = 4 * KIB
 """Room that a message's signature, key, topic and framing take beside its data, generously."""
-_QUEUE: Final = 1024
-_QUEUE_IS_LONG: Final = 512
+_IDS: Final = 500
+_LONGEST_BACK_OFF: Final = 3600
 _PACE: Final = 0.005
 _PATIENCE: Final = 1.0
 _SEEN: Final = 64 * KIB
 _SEQNO_BYTES: Final = 8
-_TOPICS_PER_PEER: Final = 64
+_TOPICS_PER_PEER: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +54,6 @@ class Message:
     data: bytes
     signer: PeerId
     forwarder: PeerId
-
-
-def message_id(message: rpc_pb2.Message) -> bytes:
-    """Name a message as js-libp2p does: the signer's key (the peer id without its multihash header), then seqno."""
-    return bytes(message.from_id[2:] + message.seqno)
-
-
-class Router(GossipSub):
-    """GossipSub v1.1 that beats every second and tells each peer only what concerns it."""
-
-    def __init__(self, settings: NetworkSettings) -> None:
-        super().__init__(
-            [PROTOCOL],
-            degree=6,
-            degree_low=4,
-            degree_high=12,
-            heartbeat_interval=settings.heartbeat_interval,  # type: ignore[arg-type]  # upstream sleeps this long
-            adaptive_gossip_enabled=False,
-            eclipse_protection_enabled=False,
-            spam_protection_enabled=False,
-            max_pending_messages_per_peer=16,
-        )
-
-    async def _emit_control_msgs(
-        self,
-        peers_to_graft: dict[ID, list[str]],
-        peers_to_prune: dict[ID, list[str]],
-        peers_to_gossip: dict[ID, dict[str, list[bytes]]],
-    ) -> None:
-        # One peer per call: upstream's lists run over from peer to peer, but not from call to call.
-        for peer in {*peers_to_graft, *peers_to_prune, *peers_to_gossip}:
-            await super()._emit_control_msgs(
-                {peer: peers_to_graft[peer]} if peer in peers_to_graft else {},
-                {peer: peers_to_prune[peer]} if peer in peers_to_prune else {},
-                {peer: peers_to_gossip[peer]} if peer in peers_to_gossip else {},
-            )
-        self.recent_message_deliveries.clear()  # kept for the adaptive mode alone, and never emptied without it
 
 
 class ContainedPubsub(Pubsub):
@@ -117,7 +78,6 @@ class ContainedPubsub(Pubsub):
         refuse: Callable[[str, Fault, PeerId, PeerId], None],
         is_denied: Callable[[PeerId], bool],
     ) -> None:
-        mcache.default_msg_id_fn = message_id  # type: ignore[assignment]  # the router's cache asks this and not the constructor's argument
         super().__init__(
             host,
             router,
@@ -170,7 +130,23 @@ class ContainedPubsub(Pubsub):
             for subscription in rpc.subscriptions[:_TOPICS_PER_PEER]:
                 self.handle_subscription(peer_id, subscription)
             if rpc.HasField("control"):
-                await self.router.handle_rpc(rpc, peer_id)
+                await self.router.handle_rpc(self._pertinent(rpc.control), peer_id)
+
+    def _pertinent(self, control: rpc_pb2.ControlMessage) -> rpc_pb2.RPC:
+        """Keep what is about our topics, each thing once, and not too much of it."""
+        kept = rpc_pb2.ControlMessage()
+        for topic in {graft.topicID for graft in control.graft} & self.topic_ids:
+            kept.graft.add(topicID=topic)
+        for topic, wait in {prune.topicID: prune.backoff for prune in control.prune}.items():
+            if topic in self.topic_ids:
+                kept.prune.add(topicID=topic, backoff=min(wait, _LONGEST_BACK_OFF))
+        for ihave in control.ihave[:_TOPICS_PER_PEER]:
+            if ihave.topicID in self.topic_ids:
+                kept.ihave.add(topicID=ihave.topicID, messageIDs=list(dict.fromkeys(ihave.messageIDs))[:_IDS])
+        wanted = dict.fromkeys(one for iwant in control.iwant for one in iwant.messageIDs)
+        if wanted:
+            kept.iwant.add(messageIDs=list(wanted)[:_IDS])
+        return rpc_pb2.RPC(control=kept)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Check a message, deliver it and pass it on; our own go out unchecked."""
@@ -220,7 +196,7 @@ class ContainedPubsub(Pubsub):
     async def publish(self, topic_id: str | list[str], data: bytes) -> None:
         """Send a message to the topic, as slowly as the slowest of its peers takes it, but within a second."""
         with trio.move_on_after(_PATIENCE):
-            while any(len(queue) > _QUEUE_IS_LONG for queue in self.peer_queues.values()):  # noqa: ASYNC110 - upstream has no event for it
+            while any(map(_is_half_full, self.peer_queues.values())):  # noqa: ASYNC110 - upstream has no event for it
                 await trio.sleep(_PACE)
         await super().publish(topic_id, data)
 
@@ -238,7 +214,7 @@ class ContainedPubsub(Pubsub):
             self._drop_stream(peer_id)
             await super()._handle_new_peer(peer_id)
             if (queue := self.peer_queues.get(peer_id)) is not None:
-                queue._queue.max_size = _QUEUE  # noqa: SLF001 - upstream passes no size through
+                queue._queue = ByteBoundedQueue(queue._queue)  # noqa: SLF001 - upstream passes no size through
                 queue.max_message_size = self.max_inbound_rpc_size
             for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
                 await self._gossip.on_peer_subscribed(peer_id, topic)
@@ -272,6 +248,11 @@ class ContainedPubsub(Pubsub):
             await self._handle_new_peer(peer_id)
         except Exception as error:
             raise Unreachable(f"no gossip stream: {error}") from error
+
+
+def _is_half_full(queue: RpcQueue) -> bool:
+    waiting = queue._queue  # noqa: SLF001 - as above
+    return isinstance(waiting, ByteBoundedQueue) and waiting.is_half_full
 
 
 def _is_signed(msg: rpc_pb2.Message) -> bool:
