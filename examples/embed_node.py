@@ -53,7 +53,7 @@ async def run_node(
         assert services.story is not None  # noqa: S101 - it was given a genesis
         async with trio.open_nursery() as nursery:
             await nursery.start(services.run)
-            backend = BuiltinBackend(latency=(0.0, 0.3), seed=identity.peer_id)
+            backend = BuiltinBackend(latency=(0.0, 0.3))
             nursery.start_soon(mine, services, services.story, backend)
             task_status.started(services)
 

@@ -72,7 +72,7 @@ async def _backend_of(settings: Settings, node: Node) -> AsyncIterator[Backend]:
 
 def _open_backend(settings: Settings, node: Node) -> Backend:
     if settings.backend == "builtin":
-        return BuiltinBackend(latency=settings.latency, seed=node.services.identity.peer_id)
+        return BuiltinBackend(latency=settings.latency)
     # The SDK costs 0.4 s and 48 MB: only for those who use it.
     from loremesh.backends.openai import OpenAIBackend
 
