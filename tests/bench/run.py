@@ -19,7 +19,7 @@ import psutil
 
 from harness import BenchError, Row, Spread
 
-BENCHES: Final = ("codec", "validation", "help", "connect")
+BENCHES: Final = ("codec", "validation", "builtin", "connect", "help", "canon", "demo", "idle")
 
 
 class Bench(Protocol):
