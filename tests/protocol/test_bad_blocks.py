@@ -76,6 +76,11 @@ def test_text_not_in_nfc_is_refused_in_bytes_too(at: Scene, text: str) -> None:
     assert refusal.value.fault is Fault.NOT_NFC
 
 
+def test_a_block_at_the_minimum_spacing_is_not_too_early(at: Scene) -> None:
+    quick = block_on(at.genesis, at.parent, BOB, time=at.parent.link.time + PARAMETERS.min_spacing)
+    assert on_block(at.store, quick).head == header_hash(quick.header)
+
+
 def test_a_replayed_block_changes_nothing(at: Scene) -> None:
     before = everything_in(at.store)
     for block in at.before:

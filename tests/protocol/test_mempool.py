@@ -65,8 +65,13 @@ def test_a_transaction_is_checked_before_it_waits() -> None:
 
 def test_the_same_transaction_or_another_with_its_nonce_does_not_wait_twice() -> None:
     pool = pool_of(wish(ANN, "Rain."))
-    assert refused(pool, wish(ANN, "Rain.")) is Fault.DUPLICATE
-    assert refused(pool, wish(ANN, "Snow.")) is Fault.DUPLICATE
+    for transaction, said in (
+        (wish(ANN, "Rain."), "waiting already"),
+        (wish(ANN, "Snow."), "another one with nonce 0"),
+    ):
+        with pytest.raises(InvalidTransaction, match=said) as refusal:
+            add(pool, transaction, EMPTY, START)
+        assert refusal.value.fault is Fault.DUPLICATE
 
 
 def test_a_nonce_used_up_or_further_ahead_than_the_quota_is_refused() -> None:
