@@ -178,6 +178,7 @@ def test_a_suggestion_without_words_is_passed_over(suggestion: str) -> None:
 def test_up_to_three_suggestions_show_in_the_paragraph() -> None:
     for height in range(1, 25):
         paragraph = tell(request(height, suggestions=SUGGESTIONS)).lower()
+        assert len(paragraph.split()) <= 110
         assert "a talking fox" in paragraph
         assert "let it rain" in paragraph
         assert "what if the map is alive" in paragraph
