@@ -37,6 +37,15 @@ def test_a_machine_fit_for_a_node_passes_and_nothing_is_made_on_it(tmp_path: Pat
     assert not (tmp_path / "node").exists()
 
 
+def test_a_directory_that_is_there_is_told_from_one_that_will_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("node").mkdir()
+    assert found(check_machine(settings_of(Path("node"))), "data directory").detail == "node"
+    assert found(check_machine(settings_of(Path("new"))), "data directory").detail == "new (will be made)"
+
+
 def test_the_key_is_shown_by_its_peer_id_only(tmp_path: Path) -> None:
     write_key(tmp_path / "key", ANN)
     check = found(check_machine(settings_of(tmp_path)), "key")

@@ -106,7 +106,7 @@ def _directory(directory: Path) -> Check:
     nearest = _nearest(directory)
     if not os.access(nearest, os.W_OK | os.X_OK):
         return failed(name, f"{nearest} is not writable", remedy)
-    return Check(name, str(directory) if nearest == directory else f"{directory} (will be made)")
+    return Check(name, str(directory) if directory.exists() else f"{directory} (will be made)")
 
 
 def _nearest(directory: Path) -> Path:
