@@ -46,6 +46,9 @@ _ANSWER: Final = 5.0
 _MAX_KNOWN: Final = 512
 _BACK_OFF: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _DIALS_AT_ONCE: Final = 4
+_MAX_ADDRESSES: Final = 4
+_MAX_MODELS: Final = 8
+"""With these a card of the longest names still fits its size."""
 
 
 class Network(Protocol):
@@ -198,9 +201,9 @@ class PeerService:
         """Give our own signed card as of now."""
         card = PeerCard(
             peer_id=self.identity.peer_id,
-            addresses=self.network.addresses()[:8],
+            addresses=self.network.addresses()[:_MAX_ADDRESSES],
             roles=self.me.roles,
-            models=self.me.models,
+            models=self.me.models[:_MAX_MODELS],
             story=self.me.story,
             height=self.height(),
             time=Millis(self.clock()),
