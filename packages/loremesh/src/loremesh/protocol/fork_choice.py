@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from loremesh.errors import Fault, InvalidBlock, LoremeshError
-from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
+from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, StoryId
 from loremesh.protocol.block import Block, Header, header_hash
 from loremesh.protocol.genesis import Genesis, story_id
 from loremesh.protocol.persistent import Map
@@ -49,6 +49,8 @@ class Entry:
     """Hashes spent on the chain from the genesis up to here."""
     header: Header | None
     """None for the genesis."""
+    signature: Signature | None = None
+    """With the header, what sync sends ahead of the bodies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         raise StateMissing(_path_to_state(store, header.parent))
     state = state_after(store.story, block, before, name)
     height, work = header.height, parent.work + work_of(header.target)
-    entry = Entry(link_of(header, parent.link, name), header.parent, work, header)
+    entry = Entry(link_of(header, parent.link, name), header.parent, work, header, block.signature)
     head, canon, moves = _choose(store, entry)
     # All in one step: replacing a field of the store costs more than all the insertions into its maps.
     return replace(

@@ -9,7 +9,7 @@ from typing import Final
 from loremesh.errors import Fault, InvalidMessage, InvalidTransaction
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash
-from loremesh.protocol.block import Block, SignedHeader
+from loremesh.protocol.block import SignedHeader
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import Store, is_canonical
 from loremesh.protocol.genesis import GENESIS_HEIGHT
@@ -90,8 +90,8 @@ class SyncServer:
             case MessageType.HEADERS_REQUEST:
                 headers = decode(HeadersRequest, payload)
                 if await self._is_ours(stream, headers.story):
-                    names = names_after(chain.store, headers)
-                    await self._send(stream, MessageType.HEADERS, Headers(await _signed(chain, names)))
+                    answer = Headers(_signed(chain.store, names_after(chain.store, headers)))
+                    await self._send(stream, MessageType.HEADERS, answer)
             case MessageType.BLOCKS_REQUEST:
                 blocks = decode(BlocksRequest, payload)
                 if await self._is_ours(stream, blocks.story):
@@ -173,10 +173,10 @@ def names_after(store: Store, request: HeadersRequest) -> list[Hash]:
     return (canonical + branch)[: request.limit]
 
 
-async def _signed(chain: ChainService, names: Sequence[Hash]) -> tuple[SignedHeader, ...]:
-    found = await chain.load(names)
-    signed = []
-    for name in names:
-        block = decode(Block, found[name])
-        signed.append(SignedHeader(block.header, block.signature))
-    return tuple(signed)
+def _signed(store: Store, names: Sequence[Hash]) -> tuple[SignedHeader, ...]:
+    entries = [store.entries[name] for name in names]
+    return tuple(
+        SignedHeader(entry.header, entry.signature)
+        for entry in entries
+        if entry.header is not None and entry.signature is not None
+    )
