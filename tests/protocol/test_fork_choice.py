@@ -250,6 +250,15 @@ def test_a_fork_below_the_kept_states_asks_for_a_replay_and_then_joins(long: tup
     assert joined.head == store.head
 
 
+def test_what_a_replay_brought_back_is_forgotten_again_as_the_story_goes_on(long: tuple[Store, list[Block]]) -> None:
+    store, blocks = long
+    replayed = on_replay(store, tuple(blocks[64:70]))
+    assert len(replayed.states) == len(store.states) + 6
+    later = fed(replayed, branch(replayed, STATE_EVERY))
+    kept = {later.entries[block_hash].link.height for block_hash in later.states}
+    assert kept.isdisjoint(range(65, 71))
+
+
 def test_a_replay_is_never_longer_than_the_distance_between_kept_states(long: tuple[Store, list[Block]]) -> None:
     store, blocks = long
     longest = 0

@@ -330,10 +330,16 @@ def _descending(name: Hash) -> int:
 
 def _recent_states(store: Store, height: Height) -> Map[Hash, State]:
     """Give the states that are kept when the head's height becomes `height`."""
-    states = store.states
-    for old in range(max(1, store.tip.link.height + 1 - KEEP_STATES), height + 1 - KEEP_STATES):
+    states, before = store.states, store.tip.link.height
+    for old in range(max(1, before + 1 - KEEP_STATES), height + 1 - KEEP_STATES):
         if old % STATE_EVERY:
             for name in store.heights.get(old) or ():
+                states = states.discard(name)
+    if height // STATE_EVERY > before // STATE_EVERY:
+        # Now and then, those that replays and late forks have left further down.
+        for name in store.states:
+            old = store.entries[name].link.height
+            if old <= height - KEEP_STATES and old % STATE_EVERY:
                 states = states.discard(name)
     return states
 
