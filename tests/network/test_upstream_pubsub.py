@@ -173,6 +173,18 @@ async def test_nobody_around_a_hub_is_left_out(start_node: StartNode) -> None:
         for listener in (one for one in (hub, *leaves) if one is not speaker):
             while (await wait_event(listener, GossipReceived)).data != word:
                 pass
+    assert len(hub._router.mesh[TOPIC]) == len(leaves)  # more than the twelve of the specification's example
+
+
+async def test_a_node_with_an_empty_mesh_is_still_heard(node: Behaviour, start_node: StartNode) -> None:
+    other = await start_node()
+    await other.subscribe(TOPIC, anything)
+    await other.connect(node.addresses()[0], PATIENCE)
+    await node._pubsub.wait_for_subscription(ID(other.peer_id), TOPIC, PATIENCE)
+    await wait_event(node, PeerConnected)
+    node._router.mesh[TOPIC].clear()
+    await node.publish(TOPIC, b"to everyone")
+    assert (await wait_event(other, GossipReceived)).data == b"to everyone"
 
 
 def test_canary_stock_meshes_still_prune_what_they_then_tell_nothing() -> None:
@@ -262,6 +274,19 @@ async def test_frames_written_at_once_do_not_mix(node: Behaviour) -> None:
 
 async def test_canary_stock_frames_written_at_once_still_mix() -> None:
     assert not await are_frames_whole(stock_gossip()), "upstream's frames are whole now: write_msg can go"
+
+
+async def test_the_topics_of_a_peer_whose_stream_broke_stay_known(node: Behaviour, start_node: StartNode) -> None:
+    other = await start_node()
+    await other.subscribe(TOPIC, anything)
+    await other.connect(node.addresses()[0], PATIENCE)
+    await wait_event(node, PeerConnected)
+    await node._pubsub.wait_for_subscription(ID(other.peer_id), TOPIC, PATIENCE)
+    node._pubsub._handle_dead_peer(ID(other.peer_id))
+    assert ID(other.peer_id) in node._pubsub.peer_topics[TOPIC]
+    await node._pubsub.wait_for_peer(ID(other.peer_id), PATIENCE)
+    await node.publish(TOPIC, b"on a new stream")
+    assert (await wait_event(other, GossipReceived)).data == b"on a new stream"
 
 
 async def test_canary_stock_gossip_still_forgets_the_topics_of_a_peer_whose_stream_broke() -> None:

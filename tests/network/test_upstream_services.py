@@ -1,10 +1,19 @@
 """`upstream/services.py` and `upstream/streams.py`: nothing a peer can make a task do ends the node."""
 
 import json
+import logging
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import trio
+
+from loremesh.network.upstream.services import running
+from loremesh.network.upstream.streams import contain
+from loremesh.testing.loopback import PATIENCE
+
+from libp2p.tools.anyio_service import Service  # isort: skip
 
 # Each attack runs stock py-libp2p in a process of its own, which is what dies. Prints how the victim fared.
 STOCK_VICTIM = r"""
@@ -97,3 +106,80 @@ def test_canary_stock_libp2p_still_dies_of_one_bad(attack: str, cause: str) -> N
         f"upstream survives a bad {attack} now ({died_of}): look whether upstream/services.py,"
         " upstream/streams.contain and upstream/pubsub.ContainedPubsub are still needed"
     )
+
+
+class Flawed(Service):
+    """A service with a task that fails at once and a daemon that fails on its first round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds = 0
+        self.came_back = trio.Event()
+
+    async def run(self) -> None:
+        self.manager.run_task(self.fail)
+        self.manager.run_daemon_task(self.beat)
+        await self.manager.wait_finished()
+
+    async def fail(self) -> None:
+        raise RuntimeError("a task that fails")
+
+    async def beat(self) -> None:
+        self.rounds += 1
+        if self.rounds == 1:
+            raise RuntimeError("a daemon that fails")
+        self.came_back.set()
+        await trio.sleep_forever()
+
+
+async def test_a_task_that_fails_leaves_its_service_running_and_a_daemon_starts_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = Flawed()
+    async with running(service):
+        with trio.fail_after(PATIENCE), caplog.at_level(logging.ERROR, "loremesh.network"):
+            await service.came_back.wait()
+        assert service.manager.is_running
+        service.manager.run_task(trio.sleep_forever)
+    assert "a daemon that fails" in caplog.text
+    service.manager.run_task(trio.sleep_forever)  # too late, and no harm
+
+
+class FakeStream:
+    """A stream that notes whether it was reset."""
+
+    muxed_conn: Any = None
+
+    def __init__(self) -> None:
+        self.is_reset = False
+
+    async def reset(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.is_reset = True
+
+
+class FakeConnection:
+    """Knows whose it is."""
+
+    peer_id = "somebody"
+
+
+async def test_a_handler_that_raises_loses_its_stream_and_nothing_else() -> None:
+    async def handler(_: Any) -> None:
+        raise RuntimeError("a handler that raises")
+
+    stream = FakeStream()
+    stream.muxed_conn = FakeConnection()
+    await contain(handler)(stream)  # type: ignore[arg-type]  # as much of a stream as a handler's guard needs
+    assert stream.is_reset
+
+
+async def test_a_handler_that_is_cancelled_is_cancelled_and_its_stream_reset() -> None:
+    async def handler(_: Any) -> None:
+        await trio.sleep_forever()
+
+    stream = FakeStream()
+    with trio.move_on_after(0) as scope:
+        await contain(handler)(stream)  # type: ignore[arg-type]  # as above
+    assert scope.cancelled_caught
+    assert stream.is_reset

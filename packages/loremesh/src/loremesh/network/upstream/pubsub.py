@@ -19,6 +19,7 @@ import trio
 from google.protobuf.message import DecodeError
 from libp2p.abc import IHost, INetStream
 from libp2p.io.exceptions import MessageTooLarge
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
@@ -208,16 +209,26 @@ class ContainedPubsub(Pubsub):
     # peers that come, come back, and go
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
-        async with self._registering.setdefault(peer_id, trio.Lock()):
-            if peer_id in self.peers and self._is_current(self.peers[peer_id]):
-                return
-            self._drop_stream(peer_id)
-            await super()._handle_new_peer(peer_id)
-            if (queue := self.peer_queues.get(peer_id)) is not None:
-                queue._queue = ByteBoundedQueue(queue._queue)  # noqa: SLF001 - upstream passes no size through
-                queue.max_message_size = self.max_inbound_rpc_size
-            for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
-                await self._gossip.on_peer_subscribed(peer_id, topic)
+        lock = self._registering.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                await self._register(peer_id)
+        finally:
+            if not lock.locked():
+                self._registering.pop(peer_id, None)
+
+    async def _register(self, peer_id: ID) -> None:
+        if peer_id in self.peers and self._is_current(self.peers[peer_id]):
+            return
+        if not self._peer_is_connected(peer_id):
+            raise SwarmException("gone already")  # else opening a stream would dial it again
+        self._drop_stream(peer_id)
+        await super()._handle_new_peer(peer_id)
+        if (queue := self.peer_queues.get(peer_id)) is not None:
+            queue._queue = ByteBoundedQueue(queue._queue)  # noqa: SLF001 - upstream passes no size through
+            queue.max_message_size = self.max_inbound_rpc_size
+        for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
+            await self._gossip.on_peer_subscribed(peer_id, topic)
 
     def _is_current(self, stream: INetStream) -> bool:
         connections = self.host.get_network().get_connections(stream.muxed_conn.peer_id)
@@ -231,7 +242,6 @@ class ContainedPubsub(Pubsub):
 
     def _handle_dead_peer(self, peer_id: ID) -> None:
         if not self._peer_is_connected(peer_id):
-            self._registering.pop(peer_id, None)
             super()._handle_dead_peer(peer_id)
             return
         # Its topics stay known: it told them on a stream of its own, and will not tell them again.
