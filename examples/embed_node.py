@@ -35,8 +35,13 @@ async def run_node(
     identity = Identity.generate(secrets.token_bytes(32))
 
     def tell(happening: Happening) -> None:
-        if isinstance(happening, Head | PeerChanged):
-            print(f"{directory.name}: {happening}"[:110])
+        match happening:
+            case PeerChanged(peer, change):
+                print(f"{directory.name}: peer …{peer_id_text(peer)[-8:]} {change}")
+            case Head(height, name, _, _):
+                print(f"{directory.name}: block {height} ({name.hex()[:8]})")
+            case _:
+                pass
 
     async with Store.open(directory) as disk, running_network(identity, NetworkSettings()) as network:
         await disk.save_genesis(story_id(genesis), encode(genesis))
