@@ -121,5 +121,5 @@ def test_every_python_snippet_compiles_and_imports_what_there_is(checkout: Path)
     for page in pages(checkout):
         for found in PYTHON.finditer(page.read_text(encoding="utf-8")):
             tree = ast.parse(found[1], str(page))
-            imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            imports: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
             exec(compile(ast.Module(imports, []), str(page), "exec"), {})  # noqa: S102 - our own pages
