@@ -173,6 +173,8 @@ async def test_nobody_around_a_hub_is_left_out(start_node: StartNode) -> None:
         for listener in (one for one in (hub, *leaves) if one is not speaker):
             while (await wait_event(listener, GossipReceived)).data != word:
                 pass
+    _, pruned = hub._router.mesh_heartbeat()
+    assert not pruned
     assert len(hub._router.mesh[TOPIC]) == len(leaves)  # more than the twelve of the specification's example
 
 
@@ -183,6 +185,7 @@ async def test_a_node_with_an_empty_mesh_is_still_heard(node: Behaviour, start_n
     await node._pubsub.wait_for_subscription(ID(other.peer_id), TOPIC, PATIENCE)
     await wait_event(node, PeerConnected)
     node._router.mesh[TOPIC].clear()
+    assert set(node._router._get_peers_to_send([TOPIC], ID(node.peer_id), ID(node.peer_id))) == {ID(other.peer_id)}
     await node.publish(TOPIC, b"to everyone")
     assert (await wait_event(other, GossipReceived)).data == b"to everyone"
 
