@@ -1,0 +1,31 @@
+"""A clock that jumps for the tests here that use `autojump_clock`, and a network in memory to start nodes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from loremesh.protocol.genesis import Genesis
+from loremesh.testing.small_network import SmallNetwork
+from loremesh.testing.virtual_time import run_jumping
+
+NewNetwork = Callable[..., SmallNetwork]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `usefixtures("autojump_clock")` have the effect that naming the clock among a test's arguments has."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and "autojump_clock" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trio(run=run_jumping), append=False)
+
+
+@pytest.fixture
+def new_network(nursery: trio.Nursery) -> NewNetwork:
+    """Make a network whose nodes run until the test ends."""
+
+    def new(genesis: Genesis | None = None, *, latency: float = 0.02, seed: int = 0) -> SmallNetwork:
+        return SmallNetwork(nursery, genesis, latency=latency, seed=seed)
+
+    return new
