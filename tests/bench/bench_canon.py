@@ -1,14 +1,12 @@
 """`loremesh canon` against a warm node, from a cold start to the checked story: beside the import of libp2p alone."""
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from harness import Row, Samples, at_most, compare
-from nodes import PATIENCE, keep_story, program, validator
+from nodes import keep_story, program, run_timed, validator
 
 _BLOCKS = 100
 _ROUNDS = 7
@@ -34,15 +32,11 @@ def run() -> list[Row]:
 
 def _read(address: str) -> Samples:
     with tempfile.TemporaryDirectory() as folder:  # a reader who comes for the first time
-        command = [program("loremesh"), "canon", "--json", "--bootstrap-nodes", address, "--data-dir", folder]
-        before = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
-        taken = time.perf_counter() - before
-    assert json.loads(done.stdout)["height"] == _BLOCKS
+        where = ["--bootstrap-nodes", address, "--data-dir", folder]
+        taken, printed = run_timed([program("loremesh"), "canon", "--json", *where])
+    assert json.loads(printed)["height"] == _BLOCKS
     return [taken]
 
 
 def _import() -> Samples:
-    before = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import libp2p"], check=True, timeout=PATIENCE)
-    return [time.perf_counter() - before]
+    return [run_timed([sys.executable, "-c", "import libp2p"])[0]]

