@@ -1,6 +1,7 @@
 """A clock that jumps for the tests here that use `autojump_clock`, and a network in memory to start nodes on."""
 
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ NewNetwork = Callable[..., SmallNetwork]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let `usefixtures("autojump_clock")` have the effect that naming the clock among a test's arguments has."""
     for item in items:
-        if item.path.parent == Path(__file__).parent and "autojump_clock" in getattr(item, "fixturenames", ()):
+        if item.path.parent != Path(__file__).parent or not isinstance(item, pytest.Function):
+            continue
+        if "autojump_clock" in item.fixturenames and iscoroutinefunction(item.function):
             item.add_marker(pytest.mark.trio(run=run_jumping), append=False)
 
 

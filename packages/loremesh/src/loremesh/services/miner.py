@@ -137,17 +137,22 @@ class Miner:
         request = await self._request(parent, state, suggestions)
         nonce = 0
         drafts: list[Draft] = []
+        failures: list[BackendError] = []
+        async with trio.open_nursery() as nursery:
 
-        async def write() -> None:
-            drafts.append(await self._backend.write(request))
+            async def write() -> None:
+                try:
+                    drafts.append(await self._backend.write(request))
+                except BackendError as error:
+                    # Not out of the nursery: beside the round's own cancellation it would be lost in a group.
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
 
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(write)
-                prefix = search_prefix(self._chain.store.story, parent.link.hash, self._identity.peer_id)
-                nonce = await self._search.find(prefix, target_after(genesis, parent.link))
-        except* BackendError as failed:
-            raise _first(failed) from failed
+            nursery.start_soon(write)
+            prefix = search_prefix(self._chain.store.story, parent.link.hash, self._identity.peer_id)
+            nonce = await self._search.find(prefix, target_after(genesis, parent.link))
+        if failures:
+            raise failures[0]
         earliest = earliest_time(genesis, parent.link, self._identity.peer_id)
         await trio.sleep(max(0, earliest - self._clock()) / 1000)
         if self._chain.is_overtaken(parent.link.hash):
@@ -193,11 +198,3 @@ def _most_wanted(state: State) -> tuple[Hash, ...]:
     """Name the suggestions for the prompt: most supporters first, then the oldest."""
     ranked = sorted(state.suggestions.items(), key=lambda item: (-len(item[1].supporters), item[1].opened_at, item[0]))
     return tuple(name for name, _ in ranked[:SUGGESTIONS_PER_PROMPT])
-
-
-def _first(group: ExceptionGroup[BackendError]) -> BackendError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, BackendError)  # noqa: S101 - except* has filtered the group
-    return error

@@ -10,7 +10,7 @@ import trio
 
 from loremesh.backends.base import Draft
 from loremesh.backends.prompt import ParagraphRequest
-from loremesh.errors import BackendError
+from loremesh.errors import BackendError, BackendFailed
 from loremesh.primitives import Hash, Target
 from loremesh.protocol.work import search, work_of
 
@@ -32,6 +32,8 @@ class PretendBackend:
     requests: list[ParagraphRequest] = field(default_factory=list)
     aborted: int = 0
     """Calls that were cancelled before they had an answer."""
+    fails_when_cancelled: bool = False
+    """Whether giving such a call up fails as well, as a connection may that breaks while it is closed."""
 
     def __post_init__(self) -> None:
         """Make the generator of pauses."""
@@ -46,6 +48,8 @@ class PretendBackend:
             await trio.sleep(self._random.uniform(self.least, self.most))
         except trio.Cancelled:
             self.aborted += 1
+            if self.fails_when_cancelled:
+                raise BackendFailed("broke off") from None
             raise
         if self.failures:
             raise self.failures.popleft()

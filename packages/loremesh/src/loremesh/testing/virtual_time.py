@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
+import trio._core._run as trio_run
 from trio.abc import Clock as TrioClock
 from trio.abc import Instrument
 from trio.testing import MockClock
@@ -16,10 +17,29 @@ T = TypeVar("T")
 
 
 def run_jumping(
-    main: Callable[[], Awaitable[T]], clock: TrioClock | None = None, instruments: Sequence[Instrument] = ()
+    main: Callable[[], Awaitable[T]],
+    clock: TrioClock | None = None,
+    instruments: Sequence[Instrument] = (),
+    *,
+    seed: int = 0,
 ) -> T:
-    """Run `main` under a clock that jumps to the next deadline whenever all tasks wait."""
-    return trio.run(main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
+    """Run `main` under a clock that jumps to the next deadline whenever all tasks wait; every run is the same run.
+
+    Args:
+        main: What to run.
+        clock: Another clock than one that starts at 0.
+        instruments: As trio has them.
+        seed: Another seed, another order of tasks that could run at the same time.
+    """
+    # Trio shuffles such tasks on purpose. Its own switch, made for Hypothesis, lets the shuffle come from a seed.
+    before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r.getstate()  # noqa: SLF001 - no public way
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # noqa: SLF001 - declared final upstream
+    trio_run._r.seed(seed)  # noqa: SLF001 - as above
+    try:
+        return trio.run(main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]  # type: ignore[misc]  # noqa: SLF001 - as above
+        trio_run._r.setstate(before[1])  # noqa: SLF001 - as above
 
 
 def virtual_clock(start: int = START) -> Clock:
