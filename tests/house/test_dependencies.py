@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ LOCKED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^ ;\\]+)", re.MULTILINE)
 def project(checkout: Path, package: str) -> dict[str, Any]:
     table: dict[str, Any] = tomllib.loads((checkout / package / "pyproject.toml").read_text(encoding="utf-8"))
     return table["project"]  # type: ignore[no-any-return]  # TOML is untyped
+
+
+def asked_for(checkout: Path) -> list[str]:
+    """What the library depends on, and what its extras add."""
+    described = project(checkout, "packages/loremesh")
+    return [*described["dependencies"], *chain.from_iterable(described["optional-dependencies"].values())]
 
 
 def locked(checkout: Path) -> dict[str, str]:
@@ -41,16 +48,14 @@ def test_the_version_is_one(package: str, checkout: Path) -> None:
 
 def test_what_the_library_depends_on_is_in_the_lock_at_a_version_it_accepts(checkout: Path) -> None:
     versions = locked(checkout)
-    for line in project(checkout, "packages/loremesh")["dependencies"]:
+    for line in asked_for(checkout):
         requirement = Requirement(line)
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), line
 
 
 def test_the_lock_is_made_of_what_the_library_and_its_tools_ask_for(checkout: Path) -> None:
     asked = {canonicalize_name(one.name) for one in required(checkout, "requirements.in")}
-    library = {
-        canonicalize_name(Requirement(one).name) for one in project(checkout, "packages/loremesh")["dependencies"]
-    }
+    library = {canonicalize_name(Requirement(one).name) for one in asked_for(checkout)}
     assert library <= asked
     assert asked <= set(locked(checkout))
 

@@ -30,6 +30,8 @@ OFFENCES = [
     ("The protocol has no I/O, no clock and no randomness", f"{LIBRARY}/protocol/work.py", "import os"),
     ("The protocol has no I/O, no clock and no randomness", f"{LIBRARY}/primitives.py", "import random"),
     ("Each outside library has one door", f"{LIBRARY}/services/attic.py", "import libp2p"),
+    ("Layers point inwards", f"{LIBRARY}/web/report.py", "import loremesh.network"),
+    ("Each outside library has one door", f"{LIBRARY}/roles/desk.py", "import starlette"),
     ("Each outside library has one door", f"{LIBRARY}/protocol/block.py", "import coincurve"),
     ("Each outside library has one door", f"{LIBRARY}/logs.py", "import pydantic"),
     ("Each outside library has one door", "bin/client/loremesh_client/__main__.py", "import typer"),

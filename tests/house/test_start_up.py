@@ -9,7 +9,19 @@ import typer.main
 
 from loremesh.cli import main
 
-SLOW = {"libp2p", "openai", "trio", "structlog", "rich", "apsw", "coincurve", "multiaddr"}
+SLOW = {
+    "libp2p",
+    "openai",
+    "trio",
+    "structlog",
+    "rich",
+    "apsw",
+    "coincurve",
+    "multiaddr",
+    "starlette",
+    "hypercorn",
+    "prometheus_client",
+}
 PROGRAMS = ["loremesh_client", "loremesh_executor", "loremesh_validator"]
 HELP_CPU_SECONDS = 0.25
 COMMANDS = sorted(getattr(typer.main.get_command(main.app), "commands", {}))

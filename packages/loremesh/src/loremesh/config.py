@@ -26,6 +26,7 @@ from loremesh.primitives import Hash, StoryId
 
 _FILE_LIMIT: Final = 1024 * 1024
 _SHOWN: Final = 80
+_MAX_PORT: Final = 65535
 _HOSTS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
 LISTEN_DEFAULTS: Final = {"validator": "/ip4/0.0.0.0/tcp/4001", "executor": "/ip4/0.0.0.0/tcp/0"}
 """A validator is an anchor that others write down, so its port is fixed; an executor takes any free one."""
@@ -67,6 +68,15 @@ def _story(value: object) -> object:
             raise ValueError("should be a story id: 64 hexadecimal digits")
         return StoryId(Hash(bytes.fromhex(digits)))
     return value
+
+
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = host == f"[{bare}]"
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _MAX_PORT or not bare or (":" in bare) is not bracketed:
+        raise ValueError("should be HOST:PORT such as 127.0.0.1:9464 or [::1]:9464")
+    return text
 
 
 def _base_url(text: str) -> str:
@@ -132,6 +142,8 @@ class Settings(BaseModel):
     """Most connections accepted from one IP address."""
     max_reorg: Annotated[int | None, Field(ge=1)] = None
     """Most blocks that an automatic reorganisation may undo; None: what the protocol recommends."""
+    http: Annotated[str, AfterValidator(_host_and_port)] | None = None
+    """HOST:PORT at which the node serves /healthz, /readyz and /metrics; None: nowhere."""
     drain: Annotated[Seconds, Field(ge=0, le=600)] = 2.0
     """Seconds that calls in flight get when the node is asked to stop."""
 
@@ -233,6 +245,8 @@ def _refuse_sharing(executors: tuple[Settings, ...]) -> None:
     seen = dict[object, str]()
     for settings in executors:
         fixed = [address for address in settings.listen_addresses if "/tcp/0" not in address]
+        if settings.http is not None and not settings.http.endswith(":0"):
+            fixed.append(settings.http)
         for thing in (settings.name, settings.data_dir, settings.key_file, *fixed):
             if thing is not None and thing in seen:
                 raise UsageError(f"[[executor]] tables {seen[thing]!r} and {settings.name!r} both use {thing}")

@@ -38,9 +38,9 @@ def printer(*, as_json: bool, node: str | None = None) -> Tell:
 def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one arm per event
     """Show a happening as the JSON object that scripts rely on, without its time."""
     match happening:
-        case Ready(role, peer_id, addresses, story):
+        case Ready(role, peer_id, addresses, story, http):
             where = {"peer_id": peer_id_text(peer_id), "addresses": list(addresses)}
-            return {"event": "ready", "role": role, **where, "story": story.hex() if story else None}
+            return {"event": "ready", "role": role, **where, "story": story.hex() if story else None, "http": http}
         case Head(height, name, producer, depth):
             by = peer_id_text(producer) if producer else None
             return {"event": "head", "height": height, "hash": name.hex(), "producer": by, "reorg_depth": depth}
@@ -83,10 +83,11 @@ def _text_printer(node: str | None) -> Tell:
 def _line(happening: Happening) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
     """Put a happening into a line for people, and its style."""
     match happening:
-        case Ready(role, peer_id, addresses, story):
+        case Ready(role, peer_id, addresses, story, http):
             lines = [f"{role} {peer_id_text(peer_id)} is ready"]
             lines += [f"  story {story.hex()}" if story else "  no story: an address for others to join through"]
             lines += [f"  listening at {address}" for address in addresses]
+            lines += [f"  health and metrics at http://{http}"] if http else []
             return "\n".join(lines), "bold"
         case Head(height, name, producer, depth):
             by = _short(producer) if producer else "nobody"

@@ -57,6 +57,7 @@ DESCRIPTIONS: Final[dict[str, Any]] = {
         "--max-connections-per-address", "N", "Most connections from one IP address. [default: 32]"
     ),
     "max_reorg": _text("--max-reorg", "BLOCKS", "Most blocks that an automatic reorganisation may undo."),
+    "http": _text("--http", "HOST:PORT", "Serve /healthz, /readyz and /metrics here; port 0 takes a free one."),
     "drain": _text("--drain", "SECONDS", "How long calls in flight may take when stopping. [default: 2]"),
     "backend": _text("--backend", "builtin|openai", "What answers prompts. [default: builtin]"),
     "base_url": _text("--base-url", "URL", "The OpenAI-compatible server to use."),
@@ -85,6 +86,7 @@ VALIDATOR_FLAGS: Final = (
     "private_key",
     "max_connections_per_address",
     "max_reorg",
+    "http",
     "drain",
     *_EVERYWHERE,
     "version",

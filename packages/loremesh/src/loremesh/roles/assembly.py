@@ -4,6 +4,7 @@ Knows the network and the disk only by what it needs of them, so a test puts the
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Services:
     met: trio.Event = field(default_factory=trio.Event)
     """Set once the first peer is connected."""
     ready: trio.Event = field(default_factory=trio.Event)
+    heard: Counter[type[NetworkEvent]] = field(default_factory=Counter)
+    """Network events handled so far, by type."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; reports when all have started, `ready` says when the node can be used."""
@@ -107,6 +110,7 @@ class Services:
     async def _dispatch(self, nursery: trio.Nursery) -> None:
         """Hand each network event to the service it concerns."""
         async for event in self.network.events:
+            self.heard[type(event)] += 1
             match event:
                 case PeerConnected(peer, _, _):
                     self.met.set()

@@ -19,6 +19,7 @@ from loremesh.protocol.codec import encode
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes, story_id
 from loremesh.protocol.identity import Identity, peer_id_from_text
 from loremesh.roles.assembly import Services, Story, assemble
+from loremesh.roles.desk import desk_of
 from loremesh.roles.joining import Lookout, check_story, read_genesis
 from loremesh.roles.networking import running_network, wall_clock
 from loremesh.services.happenings import Tell
@@ -114,7 +115,11 @@ async def run_node(
     """
     make_directory(settings.data_dir)
     identity = identity_of(settings)
-    async with Disk.open(settings.data_dir) as disk, _network_of(settings, identity) as network:
+    async with (
+        desk_of(settings) as desk,
+        Disk.open(settings.data_dir) as disk,
+        _network_of(settings, identity) as network,
+    ):
         puller = Puller(network, identity, wall_clock)
         genesis = await _find_genesis(settings, role, disk, Lookout(identity, network, puller, wall_clock))
         services = await assemble(
@@ -124,11 +129,12 @@ async def run_node(
             disk=disk,
             genesis=genesis,
             clock=wall_clock,
-            tell=tell,
+            tell=desk.hearing(tell),
             bootstrap=settings.bootstrap_nodes,
             models=models,
             max_reorg=settings.max_reorg,
         )
+        desk.open(network, services)
         node = Node(settings, disk, network, services)
         async with trio.open_nursery() as nursery:
             await nursery.start(services.run)

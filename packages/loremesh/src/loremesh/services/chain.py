@@ -132,6 +132,11 @@ class ChainService:
         """The mempool as it is now, likewise immutable."""
         return self._pool
 
+    @property
+    def queued(self) -> int:
+        """How many blocks wait to be judged."""
+        return self._inbox.statistics().current_buffer_used
+
     def parent(self) -> Parent:
         """Give the head as something to build on."""
         return Parent(self._store.tip.link, self._store.states[self._store.head])

@@ -18,6 +18,8 @@ class Ready:
     peer_id: PeerId
     addresses: tuple[str, ...]
     story: StoryId | None
+    http: str | None = None
+    """HOST:PORT at which it answers its operator's machines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Source: docs/protocol/peers.md; S0's join notice and peer list, S1's heartbeat.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
@@ -17,7 +18,7 @@ import trio
 
 from loremesh.errors import ConnectionRefused, Fault, InvalidMessage, ProtocolError, ServiceError, UsageError
 from loremesh.network.frames import Stream
-from loremesh.primitives import Hash, Height, Millis, PeerId
+from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
 from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import (
@@ -215,6 +216,15 @@ class PeerService:
         tracker = self.tracker()
         living = [known.record for known in self._known.values() if known.liveness is Liveness.ALIVE]
         return PeerList((tracker,) if tracker else (), int(authoritative), (self.record(), *living[:127]))
+
+    def liveness(self) -> Counter[Liveness]:
+        """Count the peers we have heard from, by what we think of them."""
+        return Counter(known.liveness for known in self._known.values())
+
+    def heights(self, story: StoryId) -> list[int]:
+        """List how high the living peers of a story say they are; only their word."""
+        cards = [known.record.card for known in self._known.values() if known.liveness is Liveness.ALIVE]
+        return [card.height for card in cards if story in card.story]
 
     def on_connected(self, peer: PeerId) -> None:
         """Take in that a connection is up."""

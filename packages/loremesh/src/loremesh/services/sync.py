@@ -272,6 +272,10 @@ class SyncService:
         self._penalize = penalize
         self._interval = interval
         self._turn = 0
+        self.rounds = 0
+        self.pulled = 0
+        """Blocks that came in rounds that ended well."""
+        self.failures = 0
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -286,17 +290,22 @@ class SyncService:
 
     async def sync_with(self, peer: PeerId) -> None:
         """Pull from one peer; whatever goes wrong is that peer's, and never ours."""
+        self.rounds += 1
         try:
             status = await self._puller.status(peer)
             if status.story == (self._chain.store.story,):
                 came = await pull(self._puller, self._chain, peer, status)
+                self.pulled += came
                 if came:
                     logger.info("%d blocks came by sync", came)
         except InvalidBlock as error:  # the chain has named whoever sent it
+            self.failures += 1
             logger.info("sync with a peer ended: %s", error)
         except ProtocolError as error:
+            self.failures += 1
             self._penalize(peer, "sync", error)
         except ServiceError as error:
+            self.failures += 1
             logger.debug("sync with a peer ended: %s", error)
 
     def _next_peer(self) -> PeerId | None:

@@ -1,0 +1,108 @@
+"""A node's figures: each read where it is kept, at the moment it is asked for. docs/metrics.md explains them."""
+
+from collections.abc import Iterator, Mapping
+
+import loremesh
+from loremesh.network.behaviour import Behaviour
+from loremesh.network.events import CallServed, GossipReceived, GossipRefused
+from loremesh.primitives import Millis
+from loremesh.protocol.identity import peer_id_text
+from loremesh.roles.assembly import Services, Story
+from loremesh.services.peers import Liveness
+from loremesh.services.tally import Tally
+from loremesh.web.report import Figure, Kind
+
+
+def figures_of(network: Behaviour, services: Services, tally: Tally, accepted: int, now: Millis) -> tuple[Figure, ...]:
+    """Read all figures of a node.
+
+    Args:
+        network: Its network.
+        services: Its services.
+        tally: What it told of so far.
+        accepted: Blocks that joined the tree since the start.
+        now: The local clock.
+    """
+    figures = [*_node(services), *_network(network, services), *_rules(tally)]
+    if services.story is not None:
+        figures += [*_chain(services.story, tally, accepted, now), *_sync(services.story)]
+    return tuple(figures)
+
+
+def _node(services: Services) -> Iterator[Figure]:
+    story = services.story.chain.store.story.hex() if services.story else ""
+    yield _labelled(
+        "loremesh_node_info",
+        Kind.GAUGE,
+        "Always 1; the labels say which node this is.",
+        ("version", "role", "peer_id", "story"),
+        {(loremesh.__version__, services.role, peer_id_text(services.identity.peer_id), story): 1.0},
+    )
+
+
+def _network(network: Behaviour, services: Services) -> Iterator[Figure]:
+    liveness = services.peers.liveness()
+    yield _labelled(
+        "loremesh_peers",
+        Kind.GAUGE,
+        "Peers we have heard from, by what we think of them.",
+        ("liveness",),
+        {(str(kind),): liveness[kind] for kind in Liveness},
+    )
+    heard = services.heard
+    yield _gauge("loremesh_connected_peers", "Peers we have a connection to.", len(network.connected()))
+    waiting = network.events.statistics().current_buffer_used
+    yield _gauge("loremesh_event_buffer_events", "Network events that wait to be handled.", waiting)
+    yield _counter("loremesh_events_dropped_total", "Network events dropped for want of room.", network.dropped_events)
+    yield _counter("loremesh_gossip_received_total", "Gossip messages taken in.", heard[GossipReceived])
+    yield _counter("loremesh_gossip_refused_total", "Gossip messages that broke a rule.", heard[GossipRefused])
+    yield _counter("loremesh_calls_served_total", "Requests of peers that ended, well or not.", heard[CallServed])
+
+
+def _rules(tally: Tally) -> Iterator[Figure]:
+    yield _labelled(
+        "loremesh_rejected_total",
+        Kind.COUNTER,
+        "What came from peers and broke a rule.",
+        ("what", "fault"),
+        {(what, str(fault)): count for (what, fault), count in tally.rejected.items()},
+    )
+    yield _counter("loremesh_equivocations_total", "Second headers of one producer on one parent.", tally.equivocations)
+
+
+def _chain(story: Story, tally: Tally, accepted: int, now: Millis) -> Iterator[Figure]:
+    store = story.chain.store
+    header = store.tip.header
+    since = header.time if header else store.genesis.time
+    yield _gauge("loremesh_head_height_blocks", "Height of the head.", store.tip.link.height)
+    yield _gauge("loremesh_head_age_seconds", "Time since the head's timestamp.", max(0.0, (now - since) / 1000))
+    yield _counter("loremesh_blocks_accepted_total", "Valid blocks that came, on any branch.", accepted)
+    yield _counter("loremesh_reorgs_total", "Heads that took the place of blocks of another branch.", tally.reorgs)
+    yield _gauge("loremesh_reorg_deepest_blocks", "Most blocks that one reorganisation abandoned.", tally.deepest_reorg)
+    yield _gauge("loremesh_blocks", "Valid blocks kept, all branches.", len(store.entries) - 1)
+    yield _gauge("loremesh_tips", "Ends of branches.", len(store.tips))
+    yield _gauge("loremesh_orphan_blocks", "Blocks that wait for their parents.", len(store.orphans))
+    yield _gauge("loremesh_held_blocks", "Blocks from the near future that wait for their time.", len(store.held))
+    yield _gauge("loremesh_chain_inbox_blocks", "Blocks that wait to be judged.", story.chain.queued)
+    yield _gauge("loremesh_mempool_transactions", "Transactions that wait for a block.", len(story.chain.pool.waiting))
+
+
+def _sync(story: Story) -> Iterator[Figure]:
+    sync = story.sync
+    yield _counter("loremesh_sync_rounds_total", "Times that a peer was asked for what is missing.", sync.rounds)
+    yield _counter("loremesh_sync_blocks_total", "Blocks that came by asking.", sync.pulled)
+    yield _counter("loremesh_sync_failures_total", "Rounds that the peer's fault or silence ended.", sync.failures)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Figure:
+    return Figure(name, Kind.GAUGE, meaning, (), {(): float(value)})
+
+
+def _counter(name: str, meaning: str, value: float) -> Figure:
+    return Figure(name, Kind.COUNTER, meaning, (), {(): float(value)})
+
+
+def _labelled(
+    name: str, kind: Kind, meaning: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
+) -> Figure:
+    return Figure(name, kind, meaning, labels, values)
