@@ -145,6 +145,8 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
     except _FAILURES as error:
         raise StorageError(f"{path}: {error}") from error
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _open(path: Path) -> tuple[apsw.Connection, apsw.Connection]:

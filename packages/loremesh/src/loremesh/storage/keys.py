@@ -30,7 +30,12 @@ def load_or_create_key(path: Path, entropy: bytes) -> Identity:
         return read_key(path)
     except FileNotFoundError:
         identity = Identity.generate(entropy)
-        write_key(path, identity)
+        try:
+            write_key(path, identity)
+        except UsageError:
+            if not path.exists():  # a link to nowhere
+                raise
+            return read_key(path)  # another process was quicker
         return identity
 
 
@@ -71,21 +76,26 @@ def write_key(path: Path, identity: Identity) -> None:
         MachineError: It cannot be written.
     """
     make_directory(path.parent)
+    # Whole under another name first: half a key, left by a kill or a power cut, would refuse every later start.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        unfinished.unlink(missing_ok=True)
+        try:
+            _write_secret(unfinished, identity)
+            os.link(unfinished, path)  # fails where a rename would overwrite
+        finally:
+            unfinished.unlink(missing_ok=True)
+        sync_directory(path.parent)
     except FileExistsError:
         raise UsageError(f"{path} exists, and a key is never overwritten: name another file") from None
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        try:
-            # The mode given to open is cut by the umask, which may be stricter than the owner's own right to read.
-            os.fchmod(descriptor, 0o600)
-            os.write(descriptor, f"{identity.secret.hex()}\n".encode("ascii"))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        sync_directory(path.parent)
-    except OSError as error:
-        path.unlink()  # half a key would refuse every later start
-        raise MachineError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write_secret(path: Path, identity: Identity) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        # The mode given to open is cut by the umask, which may be stricter than the owner's own right to read.
+        os.fchmod(file.fileno(), 0o600)
+        file.write(f"{identity.secret.hex()}\n".encode("ascii"))
+        file.flush()
+        os.fsync(file.fileno())

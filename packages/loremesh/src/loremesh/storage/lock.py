@@ -32,13 +32,15 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         except BlockingIOError:
             owner = os.read(descriptor, _PID_BYTES).decode("ascii", "replace").strip()
             raise MachineError(
                 f"{directory} is in use by process {owner or '(starting)'}: stop it or choose another --data-dir"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        except OSError as error:
+            raise MachineError(f"cannot write in {directory}: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)
