@@ -160,7 +160,7 @@ class PeerService:
                 raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_JOIN}")
             for record in decode(PeerList, payload).peers:
                 if record.card.peer_id == peer:
-                    self._take_own_word(record, peer)
+                    self._take_own_word(record, peer, in_person=True)
                 else:
                     self.learn(record)
         except ProtocolError as error:
@@ -183,7 +183,7 @@ class PeerService:
             raise InvalidMessage(Fault.UNFINISHED, "no request")
         kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
         if kind is MessageType.PEER_JOIN:
-            self._take_own_word(decode(PeerRecord, payload), stream.peer_id)
+            self._take_own_word(decode(PeerRecord, payload), stream.peer_id, in_person=True)
         elif kind is MessageType.PEER_LEAVE:
             decode(Nothing, payload)
             self.on_leave(stream.peer_id)
@@ -243,13 +243,17 @@ class PeerService:
 
     def on_heartbeat(self, signer: PeerId, record: PeerRecord) -> None:
         """Take in a heartbeat whose signature the gossip check has verified."""
-        self._take_own_word(record, signer)
+        self._take_own_word(record, signer, in_person=False)
 
     def on_leave(self, peer: PeerId) -> None:
         """Take in that a peer says it goes."""
         if self._known.pop(peer, None) is not None:
             self.tell(PeerChanged(peer, "left"))
-        self._dials = {key: dial for key, dial in self._dials.items() if dial.peer_id != peer}
+        self._dials = {
+            address: dial
+            for address, dial in self._dials.items()
+            if dial.peer_id != peer or address in self.bootstrap  # an anchor comes back
+        }
 
     def look_again(self) -> None:
         """Forget every back-off and dial now, after the operator changed who is denied."""
@@ -277,7 +281,7 @@ class PeerService:
         if len(self._dials) < _MAX_KNOWN or address in self.bootstrap:
             self._dials.setdefault(address, _Dial(address, peer_id=peer))
 
-    def _take_own_word(self, record: PeerRecord, signer: PeerId) -> None:
+    def _take_own_word(self, record: PeerRecord, signer: PeerId, *, in_person: bool) -> None:
         card = check_record(record)
         if card.peer_id != signer:
             raise InvalidMessage(Fault.WRONG_SENDER, "the card is somebody else's")
@@ -289,6 +293,8 @@ class PeerService:
             self.tell(PeerChanged(signer, "joined"))
         elif card.time > known.record.card.time:
             known.record = record
+            self._revive(known)
+        elif in_person:  # on its own connection nobody can repeat it: it lives, and its clock was set back
             self._revive(known)
 
     def _revive(self, known: _Known) -> None:
