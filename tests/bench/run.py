@@ -82,7 +82,7 @@ def _show(row: Row) -> None:
         _say(f"    {row.peer_name:40} {_figures(row.peer, row.unit)}")
     parts = []
     if row.ratio is not None:
-        parts.append(f"ratio {row.ratio:.2f}")
+        parts.append(f"ratio {row.ratio:.3g}")
     if row.goal is not None:
         unit = f" {row.unit}" if row.ratio is None else ""
         parts.append(f"goal {row.goal.sign} {row.goal.value:g}{unit}: {row.verdict}")
