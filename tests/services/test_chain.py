@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.testing
 
 from loremesh.errors import Fault, InvalidBlock, InvalidTransaction, ProtocolError
 from loremesh.primitives import Hash, PeerId

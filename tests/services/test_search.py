@@ -1,0 +1,152 @@
+"""The worker process: it finds nonces, stops at once, keeps to its share, and never outlives its node."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from loremesh.errors import MachineError
+from loremesh.primitives import Hash
+from loremesh.protocol.work import meets, search_prefix, target_of
+from loremesh.services.search import Search
+from loremesh.testing.builders import ANN
+
+STORY = Hash(b"\x07" * 32)
+IMPOSSIBLE = target_of(2**200)
+PATIENCE = 60.0
+
+
+def prefix(number: int) -> bytes:
+    return search_prefix(STORY, Hash(number.to_bytes(32, "big")), ANN.peer_id)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, from what Linux says of it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+async def search(nursery: trio.Nursery) -> Search:
+    search = Search(1.0)
+    await nursery.start(search.run)
+    return search
+
+
+async def test_what_it_finds_meets_the_target(search: Search) -> None:
+    target = target_of(1000)
+    for number in range(20):
+        with trio.fail_after(PATIENCE):
+            nonce = await search.find(prefix(number), target)
+        assert meets(prefix(number), nonce, target)
+
+
+async def test_a_cancelled_search_gives_way_at_once_and_its_answer_is_taken_for_no_other(search: Search) -> None:
+    for number in range(30):
+        with trio.move_on_after(0.01):
+            await search.find(prefix(number), target_of(2**12 if number % 2 else 2**60))
+    began = time.perf_counter()
+    with trio.fail_after(PATIENCE):
+        nonce = await search.find(prefix(99), target_of(100))
+    assert meets(prefix(99), nonce, target_of(100))
+    assert time.perf_counter() - began < 2
+
+
+async def test_cancelling_takes_less_than_a_fifth_of_a_second(search: Search) -> None:
+    took = []
+    for number in range(5):
+        with trio.move_on_after(0.3):
+            await search.find(prefix(number), IMPOSSIBLE)
+        began = time.perf_counter()
+        with trio.fail_after(PATIENCE):
+            await search.find(prefix(number), target_of(1))
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.2  # the best of five: others want the processor too
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux says what a process used")
+async def test_it_keeps_to_its_share_of_a_core(nursery: trio.Nursery) -> None:
+    search = Search(0.2)
+    await nursery.start(search.run)
+    assert search._process is not None
+    with trio.fail_after(PATIENCE):
+        await search.find(prefix(0), target_of(1))  # it has started
+    before = cpu_seconds(search._process.pid)
+    with trio.move_on_after(2):
+        await search.find(prefix(0), IMPOSSIBLE)
+    used = cpu_seconds(search._process.pid) - before
+    assert used < 2 * 0.25 + 0.05
+    idle = cpu_seconds(search._process.pid)
+    await trio.sleep(0.5)
+    assert cpu_seconds(search._process.pid) - idle <= 0.05
+
+
+async def test_it_ends_with_the_task_that_runs_it() -> None:
+    search = Search(1.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(search.run)
+        assert search._process is not None
+        nursery.cancel_scope.cancel()
+    assert search._process.returncode is not None
+
+
+async def run_and_lose_the_worker() -> None:
+    search = Search(1.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(search.run)
+        assert search._process is not None
+        search._process.kill()
+
+
+async def test_a_worker_that_dies_is_this_machines_fault() -> None:
+    with pytest.raises(ExceptionGroup) as failed:
+        await run_and_lose_the_worker()
+    assert failed.group_contains(MachineError)
+
+
+PARENT = """
+import sys, trio
+from loremesh.services.search import Search
+from loremesh.protocol.work import target_of
+
+async def main():
+    search = Search(1.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(search.run)
+        await search.find(b"x", target_of(1))
+        print(search._process.pid, flush=True)
+        await search.find(b"x", target_of(2 ** 200))
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux says whether a stranger's child runs")
+async def test_it_ends_when_its_node_is_killed() -> None:
+    parent = await trio.lowlevel.open_process([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        with trio.fail_after(PATIENCE):
+            worker = int(await parent.stdout.receive_some())
+        assert is_running(worker)
+        parent.send_signal(signal.SIGKILL)
+        await parent.wait()
+        with trio.fail_after(PATIENCE):
+            while is_running(worker):  # noqa: ASYNC110 - nobody tells that a grandchild ended
+                await trio.sleep(0.02)
+    finally:
+        if parent.returncode is None:
+            parent.kill()
+            await parent.wait()
