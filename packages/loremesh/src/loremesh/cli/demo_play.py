@@ -192,8 +192,8 @@ class _Course:
         await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
 
     async def _fork(self) -> None:
-        """Cut the last two executors off until both sides have gone on alone."""
-        here, there = self.nodes[:-2], self.nodes[-2:]
+        """Cut half of the executors off until both sides have gone on alone."""
+        here, there = self._sides()
         before = max(node.height for node in self.nodes)
         for node in there:
             node.deny(here)
@@ -207,8 +207,14 @@ class _Course:
         await self._wait("both sides to go on", forked, _CUT_TIMEOUT)
         self._show.forked(here, there)
 
+    def _sides(self) -> tuple[list[DemoNode], list[DemoNode]]:
+        """Give the validator with half of the executors, and the other half."""
+        cut_off = (len(self.nodes) - 1) // 2
+        return self.nodes[:-cut_off], self.nodes[-cut_off:]
+
     async def _heal(self) -> None:
-        for node in self.nodes[-2:]:
+        _, there = self._sides()
+        for node in there:
             node.deny([])
         self._show.healing()
         await self._wait("the fork to heal", self._agree, _HEAL_TIMEOUT)

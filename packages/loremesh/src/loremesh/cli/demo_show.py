@@ -62,7 +62,9 @@ class Show:
 
     def cut(self, there: list[DemoNode]) -> None:
         """Say that the network is cut."""
-        self._line(f"cut: {' and '.join(node.name for node in there)} are alone now, and write on", "bold yellow")
+        self._line(
+            f"cut: {' and '.join(node.name for node in there)} can reach nobody else now, and write on", "bold yellow"
+        )
 
     def forked(self, here: list[DemoNode], there: list[DemoNode]) -> None:
         """Say that there are two stories."""
