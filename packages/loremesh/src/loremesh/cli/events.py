@@ -5,9 +5,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rich.console import Console
 from rich.text import Text
 
+from loremesh.cli.present import console
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
 from loremesh.services.happenings import (
@@ -70,12 +70,12 @@ def _json_printer(node: str | None) -> Tell:
 
 
 def _text_printer(node: str | None) -> Tell:
-    console = Console(highlight=False, soft_wrap=True)
+    out = console()
     prefix = f"{node}: " if node else ""
 
     def tell(happening: Happening) -> None:
         line, style = _line(happening)
-        console.print(Text(prefix + line, style))
+        out.print(Text(prefix + line, style), soft_wrap=True)
 
     return tell
 

@@ -13,11 +13,19 @@ _READABLE: Final = 100
 _NEVER_WRAP: Final = 10_000
 
 
+class _Console(Console):
+    """Lets `cli.errors` say how a program ends whose reader has had enough; rich would end it with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Pass on what rich has caught."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Give the console on stdout: colour and lines of a readable width on a terminal, plain long lines in a pipe."""
     if sys.stdout.isatty():
-        return Console(highlight=False, width=min(_READABLE, Console().width))
-    return Console(highlight=False, width=_NEVER_WRAP)
+        return _Console(highlight=False, width=min(_READABLE, Console().width))
+    return _Console(highlight=False, width=_NEVER_WRAP)
 
 
 def short_peer(peer_id: PeerId) -> str:
