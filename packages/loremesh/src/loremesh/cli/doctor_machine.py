@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import trio
+
 import loremesh
 from loremesh.cli.errors import ExitCode
 from loremesh.cli.findings import Check, failed
@@ -42,18 +44,16 @@ def check_machine(settings: Settings) -> list[Check]:
 
 async def check_listening(addresses: tuple[str, ...]) -> list[Check]:
     """Try each address a node is to listen at, and give it back at once."""
-    # Imports libp2p, which only those who ask for it should wait for.
-    from loremesh.network.upstream.swarm import listen
-
     checks = []
     for address in addresses:
         name = f"listen at {address}"
         try:
-            for listener in await listen(Endpoint.from_str(address)):
+            endpoint = Endpoint.from_str(address)
+            for listener in await trio.open_tcp_listeners(endpoint.port, host=endpoint.host):
                 await listener.aclose()
-        except MachineError as error:
+        except OSError as error:
             remedy = "stop the program that uses the port (your own running node, perhaps), or choose another port"
-            checks.append(failed(name, str(error), remedy))
+            checks.append(failed(name, f"port {endpoint.port}: {error.strerror or error}", remedy))
         except UsageError as error:
             checks.append(failed(name, str(error), "write the address as shown", ExitCode.USAGE))
         else:
