@@ -53,7 +53,7 @@ async def check_listening(addresses: tuple[str, ...]) -> list[Check]:
                 await listener.aclose()
         except OSError as error:
             remedy = "stop the program that uses the port (your own running node, perhaps), or choose another port"
-            checks.append(failed(name, f"port {endpoint.port}: {error.strerror or error}", remedy))
+            checks.append(failed(name, f"cannot be listened at: {error.strerror or error}", remedy))
         except UsageError as error:
             checks.append(failed(name, str(error), "write the address as shown", ExitCode.USAGE))
         else:
