@@ -43,8 +43,8 @@ def new(
     except ProtocolError as error:
         raise InvalidGenesis(f"--validator: {error}") from error
     genesis = Genesis(
-        title=_one_line(title),
-        premise=_one_line(premise),
+        title=one_line(title),
+        premise=one_line(premise),
         language=language,
         time=Millis(time.time_ns() // 1_000_000),
         validators=tuple(Validator(peer_id) for peer_id in peer_ids),
@@ -63,6 +63,6 @@ def new(
     typer.echo(f"# Story {story.hex()}\n{text}", nl=False)
 
 
-def _one_line(text: str) -> str:
-    """Take what a shell passed, with its line breaks, for the one paragraph in NFC that a genesis wants."""
+def one_line(text: str) -> str:
+    """Take what a shell passed, with its line breaks, for the one paragraph in NFC that the rules want."""
     return unicodedata.normalize("NFC", " ".join(text.split()))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from loremesh.cli.new import one_line
 from loremesh.cli.options import CLIENT_FLAGS, Flags, client_settings, with_flags
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ async def _suggest(settings: "Settings", text: str, wait: bool) -> None:  # noqa
     make_directory(settings.data_dir)
     async with visit(settings, identity_of(settings)) as guest:
         genesis = await guest.fetch_story()
-        transaction = await guest.suggest(genesis, text)
+        transaction = await guest.suggest(genesis, one_line(text))
         name = transaction_hash(story_id(genesis), transaction.body)
         patience = _PATIENCE_IN_SPACINGS * genesis.parameters.spacing / 1000
         height = await guest.wait_included(genesis, name, patience) if wait else None

@@ -1,0 +1,48 @@
+"""An executor whose paragraphs come from an OpenAI-compatible server."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
+from loremesh.testing.programs import StartNode, ask
+
+
+async def test_an_executor_writes_what_an_openai_compatible_server_answers(
+    start: StartNode, write_genesis: Callable[..., Path], nursery: trio.Nursery
+) -> None:
+    fake = FakeOpenAI()
+    base_url = await nursery.start(fake.serve)
+    where = ["--backend", "openai", "--base-url", base_url, "--model", "fake-4"]
+    executor = await start("ann", "--genesis", str(write_genesis()), *where, LOREMESH_API_KEY="not a real key")
+    await executor.wait("head", min_height=3)
+    canon = await ask("canon", await executor.wait_address())
+    assert {block["model"] for block in canon["blocks"]} == {"fake-4"}
+    assert all(block["text"].startswith("On evening ") for block in canon["blocks"])
+    assert fake.calls[0].headers["authorization"] == "Bearer not a real key"
+    assert "not a real key" not in executor.log()
+
+
+async def test_an_executor_outlives_a_server_that_misbehaves(
+    start: StartNode, write_genesis: Callable[..., Path], nursery: trio.Nursery
+) -> None:
+    fake = FakeOpenAI()
+    fake.script.extend([Behaviour.FAILED, Behaviour.GARBAGE])
+    base_url = await nursery.start(fake.serve)
+    where = ["--backend", "openai", "--base-url", base_url, "--model", "fake-4"]
+    executor = await start("ann", "--genesis", str(write_genesis()), *where)
+    await executor.wait("head", min_height=1)
+    assert "the backend failed" in executor.log()
+    assert await executor.end() == 0
+
+
+async def test_an_executor_whose_server_is_not_there_keeps_and_serves_the_story(
+    start: StartNode, write_genesis: Callable[..., Path]
+) -> None:
+    writer = await start("ann", "--genesis", str(write_genesis()))
+    where = ["--backend", "openai", "--base-url", "http://127.0.0.1:9/v1", "--model", "fake-4"]
+    silent = await start("bob", "--bootstrap-nodes", await writer.wait_address(), *where)
+    await silent.wait("head", min_height=3)
+    canon = await ask("canon", await silent.wait_address())
+    assert {block["model"] for block in canon["blocks"]} == {"builtin"}
