@@ -115,6 +115,14 @@ def test_a_value_that_cannot_be_used_is_refused_with_what_would_do(flags: dict[s
     assert refusal(flags).startswith(reason)
 
 
+@pytest.mark.parametrize("program", [Program.CLIENT, Program.VALIDATOR])
+def test_what_only_an_executor_reads_keeps_nobody_else_from_starting(program: Program) -> None:
+    environment = {"LOREMESH_BASE_URL": "http://127.0.0.1:1/v1"}
+    assert load_settings(program, {}, environment).base_url == "http://127.0.0.1:1/v1"
+    with pytest.raises(UsageError):
+        load_settings(Program.EXECUTOR, {}, environment)
+
+
 def test_a_refusal_names_the_variable_or_the_key_and_file_it_is_about(tmp_path: Path) -> None:
     assert refusal({}, {"LOREMESH_WORK_SHARE": "2"}).startswith("LOREMESH_WORK_SHARE: ")
     assert refusal(configured(tmp_path, "work_share = 2")).startswith(f"work_share in {tmp_path / 'config.toml'}: ")

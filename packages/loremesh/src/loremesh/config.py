@@ -318,7 +318,7 @@ def _settings(program: Program, given: dict[str, _Given]) -> Settings:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         _refuse(error.errors(include_url=False, include_context=False)[0], given)
-    _check(settings, given)
+    _check(program, settings, given)
     return settings
 
 
@@ -334,10 +334,12 @@ def _refuse(details: ErrorDetails, given: dict[str, _Given]) -> NoReturn:
     raise UsageError(f"{where}: {reason}") from None
 
 
-def _check(settings: Settings, given: dict[str, _Given]) -> None:
+def _check(program: Program, settings: Settings, given: dict[str, _Given]) -> None:
     for one, other in (("genesis", "story"), ("key_file", "private_key")):
         if one in given and other in given:
             raise UsageError(f"{given[one].where} and {given[other].where} say the same thing twice: give one of them")
+    if program is not Program.EXECUTOR:
+        return  # a variable may be meant for the executor that runs beside
     if settings.backend == "openai" and not settings.models and DEFAULT_MODEL not in settings.model_aliases:
         raise UsageError(
             f"{given['backend'].where}: the openai backend needs --model NAME, or an alias {DEFAULT_MODEL}"
