@@ -53,6 +53,10 @@ class Network(peers.Network, announcements.Network, sync.Network, Protocol):
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
         """What happens, in order."""
 
+    @property
+    def dropped_events(self) -> int:
+        """How many events there was no room for."""
+
     def serve(self, protocol: str, handler: Callable[[Stream], Awaitable[None]]) -> None:
         """Answer streams of a protocol."""
 

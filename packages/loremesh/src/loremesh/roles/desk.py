@@ -12,7 +12,6 @@ import trio
 
 from loremesh.config import Settings
 from loremesh.errors import UsageError
-from loremesh.network.behaviour import Behaviour
 from loremesh.roles.assembly import Services
 from loremesh.roles.figures import figures_of
 from loremesh.roles.networking import wall_clock
@@ -35,10 +34,9 @@ class Desk:
         tally: What has happened since the start.
     """
 
-    settings: Settings
     address: str | None = None
     tally: Tally = field(default_factory=Tally)
-    _node: tuple[Behaviour, Services] | None = None
+    _services: Services | None = None
     _restored: int = 0
 
     def hearing(self, tell: Tell) -> Tell:
@@ -50,29 +48,28 @@ class Desk:
 
         return hear
 
-    def open(self, network: Behaviour, services: Services) -> None:
+    def open(self, services: Services) -> None:
         """Take in the node, once its services are put together."""
-        self._node = network, services
+        self._services = services
         self._restored = _blocks_kept(services)
 
     def report(self) -> Report:
         """Look at the node."""
         reasons = self._reasons()
         ready = Figure("loremesh_ready", Kind.GAUGE, "1 when /readyz answers 200.", (), {(): float(not reasons)})
-        if self._node is None:
+        if self._services is None:
             return Report(reasons, (ready,))
-        network, services = self._node
-        accepted = _blocks_kept(services) - self._restored
-        return Report(reasons, (ready, *figures_of(network, services, self.tally, accepted, wall_clock())))
+        accepted = _blocks_kept(self._services) - self._restored
+        return Report(reasons, (ready, *figures_of(self._services, self.tally, accepted, wall_clock())))
 
     def _reasons(self) -> tuple[str, ...]:
-        if self._node is None:
+        services = self._services
+        if services is None:
             return ("it is starting: its story is not loaded yet",)
-        network, services = self._node
         reasons = []
         if not services.ready.is_set():
             reasons.append("it is starting: nobody has been asked yet")
-        if self.settings.bootstrap_nodes and not network.connected():
+        if services.bootstrap and not services.network.connected():
             reasons.append("no peer is connected")
         behind = _blocks_behind(services)
         if behind > _MAY_LAG:
@@ -88,7 +85,7 @@ async def desk_of(settings: Settings) -> AsyncIterator[Desk]:
         UsageError: What an HTTP server needs is not installed, or there is no such host.
         MachineError: The port is taken.
     """
-    desk = Desk(settings)
+    desk = Desk()
     if settings.http is None:
         yield desk
         return

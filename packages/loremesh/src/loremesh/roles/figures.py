@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 
 import loremesh
-from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import CallServed, GossipReceived, GossipRefused
 from loremesh.primitives import Millis
 from loremesh.protocol.identity import peer_id_text
@@ -13,17 +12,16 @@ from loremesh.services.tally import Tally
 from loremesh.web.report import Figure, Kind
 
 
-def figures_of(network: Behaviour, services: Services, tally: Tally, accepted: int, now: Millis) -> tuple[Figure, ...]:
+def figures_of(services: Services, tally: Tally, accepted: int, now: Millis) -> tuple[Figure, ...]:
     """Read all figures of a node.
 
     Args:
-        network: Its network.
-        services: Its services.
+        services: Of the node.
         tally: What it told of so far.
         accepted: Blocks that joined the tree since the start.
         now: The local clock.
     """
-    figures = [*_node(services), *_network(network, services), *_rules(tally)]
+    figures = [*_node(services), *_network(services), *_rules(tally)]
     if services.story is not None:
         figures += [*_chain(services.story, tally, accepted, now), *_sync(services.story)]
     return tuple(figures)
@@ -40,7 +38,8 @@ def _node(services: Services) -> Iterator[Figure]:
     )
 
 
-def _network(network: Behaviour, services: Services) -> Iterator[Figure]:
+def _network(services: Services) -> Iterator[Figure]:
+    network, heard = services.network, services.heard
     liveness = services.peers.liveness()
     yield _labelled(
         "loremesh_peers",
@@ -49,7 +48,6 @@ def _network(network: Behaviour, services: Services) -> Iterator[Figure]:
         ("liveness",),
         {(str(kind),): liveness[kind] for kind in Liveness},
     )
-    heard = services.heard
     yield _gauge("loremesh_connected_peers", "Peers we have a connection to.", len(network.connected()))
     waiting = network.events.statistics().current_buffer_used
     yield _gauge("loremesh_event_buffer_events", "Network events that wait to be handled.", waiting)

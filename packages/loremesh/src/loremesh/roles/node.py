@@ -134,7 +134,7 @@ async def run_node(
             models=models,
             max_reorg=settings.max_reorg,
         )
-        desk.open(network, services)
+        desk.open(services)
         node = Node(settings, disk, network, services)
         async with trio.open_nursery() as nursery:
             await nursery.start(services.run)

@@ -6,6 +6,7 @@ holds up the node's end. Here each connection is counted, contained, and has a d
 """
 
 import logging
+from dataclasses import dataclass
 from typing import Final, cast
 
 import trio
@@ -20,14 +21,27 @@ from loremesh.errors import MachineError, UsageError
 
 logger = logging.getLogger("loremesh.web")
 
-MAX_CONNECTIONS: Final = 64
-LIFETIME: Final = 10.0
-"""Seconds from the first byte to the last of a connection, however many requests it carries."""
-MAX_HEADER: Final = 16 * 1024
-MAX_BYTES: Final = 64 * 1024
-"""Most bytes taken in on one connection."""
-_HEADER_TIMEOUT: Final = 5
-_GRACE: Final = 1.0
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may take.
+
+    Attributes:
+        connections: Most at once; the next ones are closed.
+        lifetime: Seconds from the first byte of a connection to its last, however many requests it carries.
+        idle: Seconds to wait for the whole head of a request.
+        head: Bytes of a request's head.
+        received: Bytes taken in on one connection.
+    """
+
+    connections: int = 64
+    lifetime: float = 10.0
+    idle: float = 5.0
+    head: int = 16 * 1024
+    received: int = 64 * 1024
+
+
+_USUAL: Final = Limits()
 
 
 async def listen(address: str) -> list[trio.SocketListener]:
@@ -52,62 +66,71 @@ def bound_address(listener: trio.SocketListener) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def serve(app: ASGIApp, listeners: list[trio.SocketListener]) -> None:
-    """Serve until cancelled; then no socket is left open, whatever clients do."""
-    server = _Server(app)
+async def serve(app: ASGIApp, listeners: list[trio.SocketListener], limits: Limits = _USUAL) -> None:
+    """Serve until cancelled; then every socket is closed at once, whatever clients do."""
+    server = _Server(app, limits)
     async with trio.open_nursery() as nursery:
-        await trio.serve_listeners(server.take, listeners, handler_nursery=nursery)
+        try:
+            await trio.serve_listeners(server.take, listeners, handler_nursery=nursery)
+        finally:
+            server.hang_up()
 
 
 class _Server:
     """Counts connections, and hands those there is room for to hypercorn."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._limits = limits
         self._config = Config()
         self._config.accesslog = None
         self._config.errorlog = logger
         self._config.include_server_header = False
-        self._config.h11_max_incomplete_size = MAX_HEADER
-        self._config.keep_alive_timeout = _HEADER_TIMEOUT
+        self._config.h11_max_incomplete_size = limits.head
+        self._config.keep_alive_timeout = limits.idle
         self._app = wrap_app(cast(ASGIFramework, app), 0, "asgi")
         self._context = WorkerContext(None)
-        self._open = 0
+        self._open = set[trio.SocketStream]()
 
     async def take(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end; nothing that a client does leaves this function."""
-        if self._open >= MAX_CONNECTIONS:
+        if len(self._open) >= self._limits.connections:
             await trio.aclose_forcefully(stream)
             return
-        self._open += 1
+        self._open.add(stream)
         try:
             async with stream:
-                with trio.move_on_after(LIFETIME + _GRACE):
+                with trio.move_on_after(self._limits.lifetime):
                     # All that hypercorn asks of an unencrypted stream is what a bounded one has.
-                    bounded = cast("trio.SSLStream[trio.SocketStream]", _BoundedStream(stream))
+                    bounded = cast("trio.SSLStream[trio.SocketStream]", _BoundedStream(stream, self._limits))
                     await TCPServer(self._app, self._config, self._context, ConnectionState({}), bounded)
         except* Exception:  # whatever it is: a request must not be a way to end the node
             logger.debug("an HTTP connection ended by a request that could not be served", exc_info=True)
         finally:
-            self._open -= 1
+            self._open.discard(stream)
+
+    def hang_up(self) -> None:
+        """Close every connection."""
+        for stream in self._open:
+            # What cancels us does not reach a write inside hypercorn's shield; a closed socket does.
+            stream.socket.close()
 
 
 class _BoundedStream:
     """A client's stream with a deadline and a size; as much of a stream as hypercorn uses."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, limits: Limits) -> None:
         self.socket = stream.socket
         self._stream = stream
-        self._deadline = trio.current_time() + LIFETIME
-        self._left = MAX_BYTES
+        self._deadline = trio.current_time() + limits.lifetime
+        self._left = limits.received
 
     async def receive_some(self, most: int) -> bytes:
-        """Give what has come."""
-        with trio.move_on_at(self._deadline):
-            data = await self._stream.receive_some(most)
-            self._left -= len(data)
-            if self._left >= 0:
-                return bytes(data)
-        raise trio.BrokenResourceError("the client took too long, or sent too much")
+        """Give what has come, unless it is too much."""
+        data = await self._stream.receive_some(most)
+        self._left -= len(data)
+        if self._left < 0:
+            raise trio.BrokenResourceError("the client sent too much")
+        return bytes(data)
 
     async def send_all(self, data: bytes) -> None:
         """Send all of `data` before the deadline."""
