@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,13 @@ FAST = Parameters(
 def write_genesis(tmp_path: Path) -> Callable[..., Path]:
     """Write the genesis file of a fast story."""
 
-    def write(title: str = "Lanterns") -> Path:
+    def write(title: str = "Lanterns", spacing: int = FAST.spacing) -> Path:
         genesis = Genesis(
             title=title,
             premise="A lighthouse keeper finds a map in a bottle and rows out past the reef.",
             language="en",
             time=Millis(time.time_ns() // 1_000_000),
-            parameters=FAST,
+            parameters=replace(FAST, spacing=Millis(spacing)),
         )
         file = tmp_path / f"{title}.toml"
         file.write_text(genesis_to_toml(genesis), encoding="utf-8")
