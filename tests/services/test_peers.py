@@ -186,6 +186,17 @@ async def test_a_bootstrap_node_that_comes_back_is_found_again(pair: Pair) -> No
     assert changes(second, first.peer_id)[-1] == "joined"
 
 
+async def test_a_node_that_meets_nobody_says_that_it_goes_on_alone(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, first, _ = pair
+    assert "alone" not in caplog.text
+    network.between.cut(first.peer_id, EVE.peer_id)
+    lonely = await network.start("eve", first)
+    await lonely.services.ready.wait()
+    assert "going on alone" in caplog.text
+
+
 async def test_an_address_where_nobody_answers_is_dialled_ever_less_often_and_then_forgotten(pair: Pair) -> None:
     _, first, _ = pair
     dials = first.services.peers._dials

@@ -159,6 +159,10 @@ class Services:
                 for peer in self.network.connected()[:1]:
                     if self.story is not None:
                         await self.story.sync.sync_with(peer)
+            if not self.met.is_set():
+                logger.warning(
+                    "no bootstrap node answers: going on alone, and trying them again; loremesh doctor says why"
+                )
         story = self.story.chain.store.story if self.story else None
         self.tell(Ready(self.role, self.identity.peer_id, self.network.addresses(), story))
         self.ready.set()
