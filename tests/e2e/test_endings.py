@@ -80,7 +80,7 @@ async def test_wrong_usage_is_2(program: str, arguments: list[str], words: list[
         ("title = 'A'\npremise = 'B'\ntime = -1", "time"),
         ("title = 'A'\npremise = 'B'\ntime = 1\ncolour = 'red'", "colour"),
         ("title = 'A'\npremise = 'B'\ntime = 1\n[parameters]\nspacing = 0", "spacing"),
-        ('title = "A\\u202E"\npremise = "B"\ntime = 1', "title"),
+        ('title = "A\\u202E"\npremise = "B"\ntime = 1', "forbidden character"),
         ("a = " + "[" * 10_000, "not TOML"),
     ],
 )
