@@ -12,10 +12,11 @@ import trio
 
 from loremesh.config import Settings
 from loremesh.errors import UsageError
+from loremesh.primitives import Millis
 from loremesh.roles.assembly import Services
 from loremesh.roles.figures import figures_of
 from loremesh.roles.networking import wall_clock
-from loremesh.services.happenings import Happening, Ready, Tell
+from loremesh.services.happenings import Clock, Happening, Ready, Tell
 from loremesh.services.tally import Tally
 from loremesh.web.report import Figure, Kind, Report
 
@@ -32,9 +33,11 @@ class Desk:
     Attributes:
         address: HOST:PORT at which it answers; None without `--http`.
         tally: What has happened since the start.
+        clock: Unix milliseconds.
     """
 
     address: str | None = None
+    clock: Clock = wall_clock
     tally: Tally = field(default_factory=Tally)
     _services: Services | None = None
     _restored: int = 0
@@ -60,7 +63,7 @@ class Desk:
         if self._services is None:
             return Report(reasons, (ready,))
         accepted = _blocks_kept(self._services) - self._restored
-        return Report(reasons, (ready, *figures_of(self._services, self.tally, accepted, wall_clock())))
+        return Report(reasons, (ready, *figures_of(self._services, self.tally, accepted, Millis(self.clock()))))
 
     def _reasons(self) -> tuple[str, ...]:
         services = self._services

@@ -88,7 +88,7 @@ def _chain(story: Story, tally: Tally, accepted: int, now: Millis) -> Iterator[F
 def _sync(story: Story) -> Iterator[Figure]:
     sync = story.sync
     yield _counter("loremesh_sync_rounds_total", "Times that a peer was asked for what is missing.", sync.rounds)
-    yield _counter("loremesh_sync_blocks_total", "Blocks that came by asking.", sync.pulled)
+    yield _counter("loremesh_sync_blocks_total", "Blocks that came by asking, repeats included.", sync.pulled)
     yield _counter("loremesh_sync_failures_total", "Rounds that the peer's fault or silence ended.", sync.failures)
 
 
