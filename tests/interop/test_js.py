@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,6 +83,39 @@ async def test_it_connects_either_way_is_identified_and_pinged(start_node: Start
     await node.disconnect(js_id)
     await wait_event(node, PeerDisconnected)
     assert await node.connect(js.addresses[0], PATIENCE) == js_id
+
+
+async def test_a_websocket_does_as_well_either_way(start_node: StartNode, start_js: StartJs) -> None:
+    node = await start_node(NetworkSettings(listen_addresses=("/ip4/127.0.0.1/tcp/0/ws",)))
+    js = await start_js(listen=["/ip4/127.0.0.1/tcp/0/ws"])
+    name, js_id = peer_id_text(node.peer_id), peer_id_from_text(js.peer_id)
+    await meet(node, js)
+    await share_topic(js, node)
+    assert await js.do("ping", peer=name) >= 0
+    await node.publish(TOPIC, b"good" + bytes(500_000))
+    await hear_in_js(js, b"good" + bytes(500_000))
+    await js.do("publish", topic=TOPIC, data=(b"good" + bytes(400_000)).hex())
+    await hear(node, b"good" + bytes(400_000))
+    await node.disconnect(js_id)
+    await wait_event(node, PeerDisconnected)
+    assert await node.connect(js.addresses[0], PATIENCE) == js_id
+    assert 0 < await node.ping(js_id, PATIENCE) < PATIENCE
+
+
+async def test_after_dialling_each_other_at_once_gossip_still_passes(start_node: StartNode, start_js: StartJs) -> None:
+    for _ in range(3):
+        node, js = await start_node(), await start_js()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.connect, js.addresses[0], PATIENCE)
+            nursery.start_soon(partial(js.do, "dial", address=node.addresses()[0]))
+        await share_topic(js, node)
+        for number in range(5):
+            word = b"good %d" % number
+            await node.publish(TOPIC, word)
+            await hear_in_js(js, word)
+            await js.do("publish", topic=TOPIC, data=(word + b"!").hex())
+            await hear(node, word + b"!")
+            await trio.sleep(0.5)  # a connection that is to go would be gone by then
 
 
 async def test_a_node_with_a_key_of_another_kind_is_refused(start_node: StartNode, start_js: StartJs) -> None:

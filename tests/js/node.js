@@ -36,6 +36,7 @@ const node = await createLibp2p({
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   connectionGater: { denyDialMultiaddr: () => false }, // the default refuses loopback
+  connectionMonitor: { enabled: false }, // its pings would get in the way of ours, which may be one at a time
   services: {
     identify: identify(),
     ping: ping(),

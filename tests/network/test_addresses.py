@@ -12,6 +12,7 @@ from loremesh.network.local import dialable
 from loremesh.protocol.identity import Identity, peer_id_text
 
 PEER = Identity.new(bytes(31) + b"\x01").peer_id
+OTHER = Identity.new(bytes(31) + b"\x02").peer_id
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,10 @@ PEER = Identity.new(bytes(31) + b"\x01").peer_id
         "/dns4/a-b.example.org/tcp/65535",
         "/dns6/localhost/tcp/0",
         f"/ip4/10.0.0.1/tcp/4001/p2p/{peer_id_text(PEER)}",
+        "/dns4/example.org/tcp/80/ws",
+        f"/ip4/10.0.0.1/tcp/4002/ws/p2p/{peer_id_text(PEER)}",
+        f"/ip4/10.0.0.1/tcp/4001/p2p/{peer_id_text(PEER)}/p2p-circuit",
+        f"/ip4/10.0.0.1/tcp/4002/ws/p2p/{peer_id_text(PEER)}/p2p-circuit/p2p/{peer_id_text(OTHER)}",
     ],
 )
 def test_an_address_is_read_and_written_as_it_was(text: str) -> None:
@@ -47,7 +52,11 @@ def test_an_address_is_read_and_written_as_it_was(text: str) -> None:
         "/dns4/no spaces/tcp/1",
         "/dns4//tcp/1",
         "/ip4/127.0.0.1/udp/4001/quic-v1",
-        "/ip4/127.0.0.1/tcp/4001/ws",
+        "/ip4/127.0.0.1/tcp/4001/wss",
+        "/ip4/127.0.0.1/tcp/4001/wsx/p2p/16Uiu2nonsense",
+        "/ip4/127.0.0.1/tcp/4001/p2p-circuit",
+        f"/ip4/127.0.0.1/tcp/4001/p2p/{peer_id_text(PEER)}/p2p-circuitx",
+        f"/ip4/127.0.0.1/tcp/4001/p2p/{peer_id_text(PEER)}/p2p-circuit/ip4/127.0.0.1",
         "/ip4/127.0.0.1/tcp/4001/p2p/",
         "/ip4/127.0.0.1/tcp/4001/p2p/16Uiu2nonsense",
         "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWGzxzKZYveHXtpG6AsrUJBcWxHBFS2HsEoGTxrMLvKXtf",

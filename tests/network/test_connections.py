@@ -3,17 +3,23 @@
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 
-from loremesh.errors import ServiceError, Unreachable
+from loremesh.errors import ServiceError, Unreachable, UsageError
+from loremesh.network.addresses import Endpoint
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import CallServed, GossipReceived, PeerConnected, PeerDisconnected
 from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
+from loremesh.network.upstream.swarm import is_inbound
 from loremesh.primitives import PeerId
+from loremesh.protocol.identity import peer_id_text
 from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 ECHO = "/loremesh/echo/1"
@@ -126,15 +132,109 @@ async def test_a_dead_connection_is_dialled_again(start_node: StartNode, nursery
     await is_usable(node, hub)
 
 
-@pytest.mark.parametrize("_round", range(5))
-async def test_two_nodes_that_dial_each_other_at_once_can_talk(start_node: StartNode, _round: int) -> None:
+async def is_settled(*nodes: Behaviour) -> None:
+    """Wait until every node has one connection, and see that it stays so."""
+    with trio.fail_after(PATIENCE):
+        while any(len(node._swarm.get_connections()) != 1 for node in nodes):  # noqa: ASYNC110 - as above
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("_round", range(4))
+async def test_two_nodes_that_dial_each_other_at_once_can_talk_and_keep_one_connection(
+    start_node: StartNode, _round: int
+) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(dial_each_other, start_node)
+
+
+async def dial_each_other(start_node: StartNode) -> None:
     one, other = await start_node(), await start_node()
     await prepare(one, other)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.connect, other.addresses()[0], PATIENCE)
         nursery.start_soon(other.connect, one.addresses()[0], PATIENCE)
     await is_usable(one, other)
+    await is_settled(one, other)
+    await is_usable(one, other)
     assert (one.connected(), other.connected()) == ((other.peer_id,), (one.peer_id,))
+
+
+async def test_of_two_mutual_connections_the_one_that_goes_is_kept_until_what_was_begun_on_it_has_ended(
+    start_node: StartNode,
+) -> None:
+    one, other = await start_node(), await start_node()
+    lower, greater = sorted((one, other), key=lambda node: node.peer_id)
+    await prepare(one, other)
+    await greater.connect(lower.addresses()[0], PATIENCE)
+    await is_usable(one, other)
+    async with greater.open(lower.peer_id, ECHO, PATIENCE) as stream:
+        await lower._swarm._try_each(Endpoint.from_str(greater.addresses()[0]), connect_anyway(lower))
+        await is_usable(one, other)
+        for _ in range(3):
+            await trio.sleep(1)  # long enough for it to be closed if it were taken for idle
+            await stream.send(b"?", PATIENCE)
+            assert await stream.receive(PATIENCE) == b"?"
+        assert len(one._swarm.get_connections()) == 2
+    await is_settled(one, other)
+    assert is_inbound(greater._swarm.get_connections()[0])
+    await is_usable(one, other)
+
+
+def connect_anyway(node: Behaviour) -> Callable[[Any], Awaitable[None]]:
+    """Connect as in a mutual dial, in which neither side sees the other connection yet."""
+
+    async def add(secured: Any) -> None:
+        muxed = await node._swarm.upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        await node._swarm.add_conn(muxed, direction="outbound")
+
+    return add
+
+
+async def test_a_peer_known_by_several_addresses_is_connected_once(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(listen_addresses=("/ip4/127.0.0.1/tcp/0",) * 3))
+    node = await start_node()
+    named = hub.addresses()
+    bare = [address.partition("/p2p/")[0] for address in named]
+    connections = set[Any]()
+    hub._swarm.register_notifee(Counting(connections))
+    async with trio.open_nursery() as nursery:
+        for address in (*named, *bare, *named):
+            nursery.start_soon(node.connect, address, PATIENCE)
+    await is_settled(hub, node)
+    assert len(connections) == 1
+
+
+class Counting(INotifee):
+    """Counts connections that came about, for however short a time."""
+
+    def __init__(self, seen: set[Any]) -> None:
+        self._seen = seen
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
+        self._seen.add(conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Any) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Any) -> None: ...
+
+
+async def test_an_address_is_checked_whatever_connections_there_are(start_node: StartNode) -> None:
+    one, other = await start_node(), await start_node()
+    await one.connect(other.addresses()[0], PATIENCE)
+    name = other.addresses()[0].partition("/p2p/")[2]
+    assert await one.reaches(other.addresses()[0], PATIENCE)
+    assert not await one.reaches(f"/ip4/127.0.0.1/tcp/1/p2p/{name}", PATIENCE)
+    assert not await other.reaches(f"{other.addresses()[0].partition('/p2p/')[0]}/p2p/{peer_id_text(one.peer_id)}")
+    assert len(one._swarm.get_connections()) == 1
+    with pytest.raises(UsageError, match="names no peer"):
+        await one.reaches(other.addresses()[0].partition("/p2p/")[0])
 
 
 async def test_a_node_has_room_for_so_many_connections_and_room_again_when_one_ends(start_node: StartNode) -> None:

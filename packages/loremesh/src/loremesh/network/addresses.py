@@ -1,13 +1,14 @@
-"""Multiaddrs as far as this node speaks them: an IP address or a DNS name, a TCP port, perhaps a peer id.
+"""Multiaddrs as far as this node speaks them: a host, a port and what is spoken there, perhaps a relay, perhaps a peer.
 
-Source: the multiaddr specification.
+Source: the multiaddr specification; for `/p2p-circuit`, libp2p's circuit relay v2.
 """
 
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from enum import StrEnum, unique
+from typing import Any, Final
 
 from loremesh.errors import InvalidMessage, UsageError
 from loremesh.primitives import PeerId
@@ -26,14 +27,27 @@ _FAMILIES: Final = {
 }
 
 
+@unique
+class Transport(StrEnum):
+    """What is spoken at a port; the value is its multiaddr, with the port's place marked."""
+
+    TCP = "tcp/{}"
+    WEBSOCKET = "tcp/{}/ws"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place to dial or to listen at; `peer_id` is who is expected there, if that is known."""
+    """One place to dial or to listen at; `peer_id` is who is expected there, if that is known.
+
+    With a `relay` the place is the relay's, and `peer_id` is to be reached, or to be reachable, through it.
+    """
 
     kind: str
     host: str
     port: int
     peer_id: PeerId | None
+    transport: Transport = Transport.TCP
+    relay: PeerId | None = None
 
     @classmethod
     def from_str(cls, text: str) -> "Endpoint":
@@ -42,19 +56,23 @@ class Endpoint:
         Raises:
             UsageError: Not an address that this node can dial; the message shows one that is.
         """
-        parts = text.split("/")
-        if len(text) > _LONGEST or len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
-            raise UsageError(f"cannot use the address {text!r:.100}: write it {_EXAMPLE}")
-        kind, host, port, rest = parts[1], parts[2], parts[4], parts[5:]
-        if not _is_host(kind, host) or not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
-            raise UsageError(f"cannot use the address {text!r:.100}: write it {_EXAMPLE}")
-        if rest and rest[0] != "p2p":
-            raise UsageError(f"cannot use the address {text!r:.100}: write it {_EXAMPLE}")
-        try:
-            peer_id = peer_id_from_text(rest[1]) if rest else None
-        except InvalidMessage as error:
-            raise UsageError(f"the address {text!r:.100} has no usable peer id: {error.detail}") from error
-        return cls(kind, host, int(port), peer_id)
+        place, circuit, behind = text.partition("/p2p-circuit")
+        parts = place.split("/")
+        if len(text) > _LONGEST or len(parts) < 5 or parts[0] or not _is_host(parts[1], parts[2]):  # noqa: PLR2004 - host and port
+            raise _unusable(text)
+        rest = "/".join(parts[5:])
+        transport = Transport.TCP
+        if rest == "ws" or rest.startswith("ws/"):
+            transport, rest = Transport.WEBSOCKET, rest[3:]
+        port = parts[4]
+        if parts[3] != "tcp" or not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
+            raise _unusable(text)
+        peer_id = _peer_id(rest, text)
+        if not circuit:
+            return cls(parts[1], parts[2], int(port), peer_id, transport)
+        if peer_id is None or (behind and not behind.startswith("/")):
+            raise _unusable(text)
+        return cls(parts[1], parts[2], int(port), _peer_id(behind[1:], text), transport, peer_id)
 
     @property
     def family(self) -> int:
@@ -68,16 +86,40 @@ class Endpoint:
 
     def of(self, peer_id: PeerId) -> "Endpoint":
         """Give the same place with this peer expected there."""
-        return Endpoint(self.kind, self.host, self.port, peer_id)
+        return replace(self, peer_id=peer_id)
+
+    @property
+    def first_hop(self) -> "Endpoint":
+        """The place that a connection is opened to: the relay, if there is one."""
+        return self if self.relay is None else replace(self, peer_id=self.relay, relay=None)
 
     def __str__(self) -> str:
-        text = f"/{self.kind}/{self.host}/tcp/{self.port}"
+        text = f"/{self.kind}/{self.host}/{self.transport.format(self.port)}"
+        if self.relay is not None:
+            text += f"/p2p/{peer_id_text(self.relay)}/p2p-circuit"
         return text if self.peer_id is None else f"{text}/p2p/{peer_id_text(self.peer_id)}"
 
 
-def endpoint_of_socket(host: str, port: int) -> Endpoint:
+def endpoint_of_socket(name: tuple[Any, ...], transport: Transport) -> Endpoint:
     """Name the place that a socket's address tuple means."""
-    return Endpoint("ip6" if ":" in host else "ip4", host, port, None)
+    host, port = str(name[0]), int(name[1])
+    return Endpoint("ip6" if ":" in host else "ip4", host, port, None, transport)
+
+
+def _unusable(text: str) -> UsageError:
+    return UsageError(f"cannot use the address {text!r:.100}: write it {_EXAMPLE}")
+
+
+def _peer_id(text: str, address: str) -> PeerId | None:
+    if not text:
+        return None
+    marker, _, name = text.partition("/")
+    if marker != "p2p" or not name or "/" in name:
+        raise _unusable(address)
+    try:
+        return peer_id_from_text(name)
+    except InvalidMessage as error:
+        raise UsageError(f"the address {address!r:.100} has no usable peer id: {error.detail}") from error
 
 
 def _is_host(kind: str, host: str) -> bool:

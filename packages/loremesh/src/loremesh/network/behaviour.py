@@ -19,12 +19,12 @@ from loremesh.errors import (
     DeadlinePassed,
     Fault,
     InvalidMessage,
-    LoremeshError,
     ProtocolError,
     Unreachable,
     UsageError,
 )
-from loremesh.network.addresses import Endpoint, endpoint_of_socket
+from loremesh.network.addresses import Endpoint
+from loremesh.network.blame import fault_of
 from loremesh.network.events import (
     CallServed,
     GossipReceived,
@@ -37,13 +37,15 @@ from loremesh.network.events import (
 )
 from loremesh.network.frames import Stream
 from loremesh.network.local import dialable
+from loremesh.network.locks import KeyedLocks
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream import gossipsub, kademlia, pubsub
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.host import PING_PROTOCOL, QuietHost, ping
+from loremesh.network.upstream.listening import Listening
 from loremesh.network.upstream.services import running
 from loremesh.network.upstream.streams import StreamPipe, opened
-from loremesh.network.upstream.swarm import close_quietly, is_alive, is_inbound, listen
+from loremesh.network.upstream.swarm import close_quietly, endpoints_among, is_alive, is_inbound
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import Identity, check_peer_id, peer_id_text
 
@@ -76,7 +78,7 @@ class Behaviour:
         self._denied = frozenset[PeerId]()
         self._accepts: dict[str, Accept] = {}
         self._attended: dict[PeerId, trio.Event] = {}
-        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._dialling = KeyedLocks[PeerId]()
         self._dialled = OrderedDict[PeerId, Endpoint]()
         self._nursery: trio.Nursery | None = None
         self._build(identity)
@@ -115,21 +117,14 @@ class Behaviour:
         Raises:
             MachineError: A port is taken or not ours to take; nothing runs then.
         """
-        listeners: list[trio.SocketListener] = []
-        try:
-            for endpoint in self._listen:
-                listeners += await listen(endpoint)
-        except BaseException:
-            for listener in listeners:
-                listener.socket.close()
-            raise
-        names = [endpoint_of_socket(*listener.socket.getsockname()[:2]) for listener in listeners]
-        places = self._announced or dialable(names)
+        listening = Listening()
+        await listening.open(self._listen)
+        places = self._announced or dialable(listening.endpoints())
         self._host.advertised = [Multiaddr(str(place.of(self.peer_id))) for place in places]
         stopping = trio.Event()
         # The services run behind a shield, so that a cancelled node first says goodbye; it takes at most 2 s.
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._run_services, listeners, stopping)
+            await nursery.start(self._run_services, listening, stopping)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -138,7 +133,7 @@ class Behaviour:
 
     async def _run_services(
         self,
-        listeners: list[trio.SocketListener],
+        listening: Listening,
         stopping: trio.Event,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -149,7 +144,7 @@ class Behaviour:
                     await stack.enter_async_context(running(service))
                 await self._pubsub.wait_until_ready()
                 self._nursery = await stack.enter_async_context(trio.open_nursery())
-                accepting = await self._nursery.start(self._accept_sockets, listeners)
+                accepting = await self._nursery.start(self._accept_sockets, listening)
                 task_status.started()
                 await stopping.wait()
                 accepting.cancel()
@@ -157,14 +152,11 @@ class Behaviour:
                 self._nursery = None
                 shield.cancel()
 
-    async def _accept_sockets(
-        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[trio.CancelScope]
-    ) -> None:
+    async def _accept_sockets(self, listening: Listening, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         assert self._nursery is not None  # noqa: S101 - for the type checker: our caller has just opened it
         with trio.CancelScope() as accepting:
             task_status.started(accepting)
-            if listeners:
-                await trio.serve_listeners(self._swarm.serve_socket, listeners, handler_nursery=self._nursery)
+            await listening.serve(self._swarm, self._nursery)
 
     # peers
 
@@ -190,9 +182,7 @@ class Behaviour:
             Unreachable: No connection, or another peer answers, or it is denied here or there.
             DeadlinePassed: Not within `timeout` seconds.
         """
-        endpoint = Endpoint.from_str(address)
-        if endpoint.is_wildcard or not endpoint.port:
-            raise UsageError(f"cannot dial {address}: it names no one place")
+        endpoint = _one_place(address)
         if endpoint.peer_id == self.peer_id:
             raise UsageError(f"cannot dial {address}: that is this node")
         with trio.move_on_after(timeout):
@@ -204,17 +194,12 @@ class Behaviour:
             return await self._dial(endpoint)
         if endpoint.peer_id in self._denied:
             raise Unreachable(f"{peer_id_text(endpoint.peer_id)} is on the deny list")
-        lock = self._dialling.setdefault(endpoint.peer_id, trio.Lock())
-        try:
-            async with lock:
-                for connection in self._swarm.get_connections(ID(endpoint.peer_id)):
-                    if await is_alive(connection):
-                        return endpoint.peer_id
-                    self._start(close_quietly, connection)
-                return await self._dial(endpoint)
-        finally:
-            if not lock.locked():
-                self._dialling.pop(endpoint.peer_id, None)
+        async with self._dialling.of(endpoint.peer_id):
+            for connection in self._swarm.get_connections(ID(endpoint.peer_id)):
+                if await is_alive(connection):
+                    return endpoint.peer_id
+                self._start(close_quietly, connection)
+            return await self._dial(endpoint)
 
     async def _dial(self, endpoint: Endpoint) -> PeerId:
         connection = await self._swarm.dial(endpoint)
@@ -224,6 +209,19 @@ class Behaviour:
         while len(self._dialled) > _REMEMBERED_DIALS:
             self._dialled.popitem(last=False)
         return peer_id
+
+    async def reaches(self, address: str, timeout: float = 5) -> bool:  # noqa: ASYNC109 - as above
+        """Tell whether the peer that a multiaddr names proves its key there, whatever connections there are to it.
+
+        Raises:
+            UsageError: Not an address to dial, or one that names no peer.
+        """
+        endpoint = _one_place(address)
+        if endpoint.peer_id is None:
+            raise UsageError(f"cannot check {address}: it names no peer")
+        with trio.move_on_after(timeout):
+            return await self._swarm.reaches(endpoint)
+        return False
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """Close every connection to a peer; it may come back."""
@@ -249,7 +247,7 @@ class Behaviour:
         peer_id = PeerId(connection.muxed_conn.peer_id.to_bytes())
         older = [known for known in self._swarm.get_connections(ID(peer_id)) if known is not connection]
         if older:
-            self._start(self._swarm.retire, older)
+            self._start(self._settle, ID(peer_id), older)
         if peer_id not in self._attended:
             self._attended[peer_id] = trio.Event()
             self._start(self._attend, peer_id, connection)
@@ -259,6 +257,20 @@ class Behaviour:
         changed = self._attended.get(PeerId(connection.muxed_conn.peer_id.to_bytes()))
         if changed is not None:
             changed.set()
+
+    async def _settle(self, peer_id: ID, older: list[INetConn]) -> None:
+        """Leave one connection to a peer: not one that has gone silent, and of a mutual dial the agreed one."""
+        await self._swarm.retire(older)
+        leaving = self._swarm.prefer(peer_id)
+        if not leaving:
+            return
+        try:
+            await self._pubsub.welcome(peer_id)  # gossip moves over, so that the others fall idle
+        except Unreachable as error:
+            _log.debug("%s without gossip: %s", peer_id, error)
+        async with trio.open_nursery() as nursery:
+            for connection in leaving:
+                nursery.start_soon(self._swarm.close_when_idle, connection)
 
     async def _attend(self, peer_id: PeerId, connection: INetConn) -> None:
         try:
@@ -312,8 +324,8 @@ class Behaviour:
             fault: Fault | None = None
             try:
                 await handle(stream)
-            except Exception as error:  # noqa: BLE001 - no stream may end the node; `_fault_of` tells whose doing it was
-                fault = _fault_of(error, f"{protocol} of {peer_id_text(peer_id)}")
+            except Exception as error:  # noqa: BLE001 - no stream may end the node; `fault_of` tells whose doing it was
+                fault = fault_of(error, f"{protocol} of {peer_id_text(peer_id)}")
                 await StreamPipe(stream).reset()
             except BaseException:
                 await StreamPipe(stream).reset()
@@ -442,8 +454,7 @@ class Behaviour:
                 peer_id = check_peer_id(info.peer_id.to_bytes())
             except InvalidMessage:
                 continue
-            places = [str(address).partition("/p2p/")[0] for address in info.addrs]
-            found.setdefault(peer_id, []).extend(f"{place}/p2p/{peer_id_text(peer_id)}" for place in places)
+            found.setdefault(peer_id, []).extend(str(place) for place in endpoints_among(info.addrs, peer_id))
         found.pop(self.peer_id, None)
         records = tuple(ProviderRecord(peer_id, tuple(dict.fromkeys(places))) for peer_id, places in found.items())
         self._tell_if_room(ProvidersFound(key, records))
@@ -471,16 +482,8 @@ class _Watch(INotifee):
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
 
-def _fault_of(error: Exception, what: str) -> Fault | None:
-    errors = list(_leaves(error))
-    if not all(isinstance(leaf, LoremeshError) for leaf in errors):
-        _log.error("serving %s failed: this is a bug", what, exc_info=error)
-        return None
-    _log.debug("serving %s ended: %s", what, error)
-    return next((leaf.fault for leaf in errors if isinstance(leaf, ProtocolError)), None)
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
+def _one_place(address: str) -> Endpoint:
+    endpoint = Endpoint.from_str(address)
+    if endpoint.is_wildcard or not endpoint.port:
+        raise UsageError(f"cannot dial {address}: it names no one place")
+    return endpoint

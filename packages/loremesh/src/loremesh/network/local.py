@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 
 from loremesh.network.addresses import Endpoint
 
@@ -14,7 +15,7 @@ def dialable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     places = []
     for endpoint in endpoints:
         hosts = _own_hosts(endpoint.kind) if endpoint.is_wildcard else [endpoint.host]
-        places += [Endpoint(endpoint.kind, host, endpoint.port, endpoint.peer_id) for host in hosts]
+        places += [replace(endpoint, host=host) for host in hosts]
     return places
 
 

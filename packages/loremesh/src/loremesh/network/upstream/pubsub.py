@@ -29,9 +29,10 @@ from libp2p.pubsub.validators import signature_validator
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
+from loremesh.network.locks import KeyedLocks
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
-from loremesh.network.upstream.streams import reset
+from loremesh.network.upstream.streams import StreamPipe, reset
 from loremesh.primitives import KIB, PeerId
 from loremesh.protocol.identity import check_peer_id
 
@@ -96,7 +97,7 @@ class ContainedPubsub(Pubsub):
         self._me = PeerId(host.get_id().to_bytes())
         self._handled = OrderedDict[bytes, None]()
         self._writing: weakref.WeakKeyDictionary[INetStream, trio.Lock] = weakref.WeakKeyDictionary()
-        self._registering: dict[ID, trio.Lock] = {}
+        self._registering = KeyedLocks[ID]()
 
     # inbound
 
@@ -209,21 +210,20 @@ class ContainedPubsub(Pubsub):
     # peers that come, come back, and go
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
-        lock = self._registering.setdefault(peer_id, trio.Lock())
-        try:
-            async with lock:
-                await self._register(peer_id)
-        finally:
-            if not lock.locked():
-                self._registering.pop(peer_id, None)
+        async with self._registering.of(peer_id):
+            await self._register(peer_id)
 
     async def _register(self, peer_id: ID) -> None:
         if peer_id in self.peers and self._is_current(self.peers[peer_id]):
             return
         if not self._peer_is_connected(peer_id):
             raise SwarmException("gone already")  # else opening a stream would dial it again
+        older = self.peers.get(peer_id)
         self._drop_stream(peer_id)
         await super()._handle_new_peer(peer_id)
+        if older is not None:
+            # Not reset: js-libp2p takes a broken stream for a peer that is gone, and says nothing to it any more.
+            self.manager.run_task(StreamPipe(older).linger)
         if (queue := self.peer_queues.get(peer_id)) is not None:
             queue._queue = ByteBoundedQueue(queue._queue)  # noqa: SLF001 - upstream passes no size through
             queue.max_message_size = self.max_inbound_rpc_size

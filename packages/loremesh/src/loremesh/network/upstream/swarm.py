@@ -2,22 +2,23 @@
 
 Symptoms, inbound: `_do_handle_inbound_connection` keeps its slot and its task until the node ends, so after 250
 connections in its lifetime a node refuses everybody; half-open handshakes are not limited; the listener sets
-SO_REUSEPORT, so two processes share one port without an error and each gets part of the dials.
+SO_REUSEPORT, so two processes share one port without an error and each gets part of the dials (see `listening`).
 
 Symptoms, outbound: `dial_peer` waits 250 ms after it has succeeded, tries one address per kind of transport, drops
 loopback addresses when it knows others, and remembers a failure for 60 s whatever is learned meanwhile; the
 auto-connector dials peers nobody asked for; `close` takes 0.2 s for each connection, one after the other.
 
-With two connections to a peer upstream prefers the one with more streams, which after a reconnection is the dead one.
+With two connections to a peer upstream prefers the one with more streams, which after a reconnection is the dead one;
+when two nodes dial each other at once, or one dials two addresses of the other, both connections stay.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn
+from libp2p.abc import IMuxedConn, INetConn, ISecureConn
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
@@ -29,12 +30,15 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.rcmgr import Direction
 from multiaddr import Multiaddr
+from wsproto import ConnectionType
 
-from loremesh.errors import ConnectionRefused, MachineError, ServiceError, Unreachable, UsageError
-from loremesh.network.addresses import Endpoint
+from loremesh.errors import ConnectionRefused, ServiceError, Unreachable, UsageError
+from loremesh.network.addresses import Endpoint, Transport, endpoint_of_socket
+from loremesh.network.locks import KeyedLocks
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.muxing import BoundedYamux
+from loremesh.network.upstream.websocket import WebSocketStream
 from loremesh.primitives import PeerId
 
 _log = logging.getLogger("loremesh.network")
@@ -42,6 +46,10 @@ _NOWHERE: Final = Multiaddr("/ip4/0.0.0.0/tcp/0")
 _ADDRESSES_TO_TRY: Final = 8
 _SIGN_OF_LIFE: Final = 2.0
 _FAREWELL: Final = 1.5
+_LOOK: Final = 0.5
+"""Seconds between two looks at whether a connection is idle; also long enough for both sides to have seen both."""
+
+T = TypeVar("T")
 
 
 class StillConnector(AutoConnector):
@@ -80,10 +88,11 @@ class BoundedSwarm(Swarm):
         self._settings = settings
         self._inbound = Counter[str]()
         self._handshakes = trio.CapacityLimiter(settings.max_pending)
+        self._adding = KeyedLocks[ID]()
 
     # inbound
 
-    async def serve_socket(self, socket: trio.SocketStream) -> None:
+    async def serve_socket(self, transport: Transport, socket: trio.SocketStream) -> None:
         """Serve one accepted socket until its connection ends; never raises but for cancellation."""
         address = str(socket.socket.getpeername()[0])
         if not self._may_enter(address):
@@ -92,7 +101,7 @@ class BoundedSwarm(Swarm):
             return
         self._inbound[address] += 1
         try:
-            muxed = await self._shake_hands(RawConnection(TrioTCPStream(socket), initiator=False))
+            muxed = await self._shake_hands(transport, socket)
             await muxed.event_closed.wait()
         except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
             _log.debug("a connection from %s came to nothing: %r", address, error)
@@ -109,9 +118,10 @@ class BoundedSwarm(Swarm):
         outbound = sum(not is_inbound(conn) for conn in self.get_connections())
         return self._inbound[address] < cap and self._inbound.total() + outbound < settings.max_connections
 
-    async def _shake_hands(self, raw: RawConnection) -> BoundedYamux:
+    async def _shake_hands(self, transport: Transport, socket: trio.SocketStream) -> BoundedYamux:
         with trio.fail_after(self._settings.handshake_timeout):
             async with self._handshakes:
+                raw = await _raw(socket, transport, initiator=False)
                 muxed = await self.upgrade_inbound_raw_conn(raw, _NOWHERE)
         assert isinstance(muxed, BoundedYamux)  # noqa: S101 - the gate offers nothing else
         return muxed
@@ -119,7 +129,9 @@ class BoundedSwarm(Swarm):
     # outbound
 
     async def dial(self, endpoint: Endpoint) -> SwarmConn:
-        """Connect to one place, trying each address that its name resolves to. The caller sets the deadline.
+        """Have a connection to one place, trying each address that its name resolves to. The caller sets the deadline.
+
+        A peer that turns out to be connected already, by way of another address, is not connected a second time.
 
         Raises:
             ConnectionRefused: Nobody listens there.
@@ -127,17 +139,29 @@ class BoundedSwarm(Swarm):
         """
         if len(self.get_connections()) >= self._settings.max_connections:
             raise Unreachable(f"{self._settings.max_connections} connections are open already")
+        return await self._try_each(endpoint, self._add)
+
+    async def reaches(self, endpoint: Endpoint) -> bool:
+        """Tell whether the expected peer proves its key at a place, without staying. The caller sets the deadline."""
+        try:
+            await self._try_each(endpoint, _let_go)
+        except ServiceError as error:
+            _log.debug("%s is not where it says it is: %s", endpoint, error)
+            return False
+        return True
+
+    async def _try_each(self, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
         errors: list[Exception] = []
         for host in (await _resolve(endpoint))[:_ADDRESSES_TO_TRY]:
             try:
-                return await self._dial(host, endpoint)
+                return await self._try(host, endpoint, use)
             except ServiceError as error:
                 errors.append(error)
         if errors and all(isinstance(error, ConnectionRefused) for error in errors):
             raise ConnectionRefused(f"nobody listens at {endpoint}") from errors[-1]
         raise Unreachable(str(errors[-1]) if errors else f"{endpoint.host} has no address") from None
 
-    async def _dial(self, host: str, endpoint: Endpoint) -> SwarmConn:
+    async def _try(self, host: str, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
         try:
             socket = await trio.open_tcp_stream(host, endpoint.port)
         except OSError as error:
@@ -145,19 +169,27 @@ class BoundedSwarm(Swarm):
                 raise ConnectionRefused(f"nobody listens at {endpoint}") from error
             raise Unreachable(f"no way to {endpoint}: {error}") from error
         expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
-        gate = self.upgrader
         try:
             with trio.fail_after(self._settings.handshake_timeout):
-                raw = RawConnection(TrioTCPStream(socket), initiator=True)
-                secured = await gate.upgrade_security(raw, is_initiator=True, peer_id=expected)
-                muxed = await gate.upgrade_connection(secured, secured.get_remote_peer())
-                return await self.add_conn(muxed, direction="outbound")
+                raw = await _raw(socket, endpoint.transport, initiator=True)
+                return await use(await self.upgrader.upgrade_security(raw, is_initiator=True, peer_id=expected))
         except Exception as error:
             await trio.aclose_forcefully(socket)
             raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
         except BaseException:
             await trio.aclose_forcefully(socket)
             raise
+
+    async def _add(self, secured: ISecureConn) -> SwarmConn:
+        peer_id = secured.get_remote_peer()
+        # One at a time, else two dials of one peer that end together would not see each other.
+        async with self._adding.of(peer_id):
+            for known in self.get_connections(peer_id):
+                if isinstance(known, SwarmConn) and await is_alive(known):
+                    await secured.close()
+                    return known
+            muxed = await self.upgrader.upgrade_connection(secured, peer_id)
+            return await self.add_conn(muxed, direction="outbound")
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """Connect to a peer at the addresses known of it: how Kademlia reaches the peers it hears of.
@@ -179,29 +211,17 @@ class BoundedSwarm(Swarm):
     def endpoints_of(self, peer_id: ID) -> list[Endpoint]:
         """List the places where a peer says it can be dialled, those this node can dial."""
         try:
-            texts = [str(address) for address in self.peerstore.addrs(peer_id)]
+            return endpoints_among(self.peerstore.addrs(peer_id), PeerId(peer_id.to_bytes()))
         except PeerStoreError:
             return []
-        endpoints = []
-        for text in texts:
-            try:
-                endpoint = Endpoint.from_str(text.partition("/p2p/")[0])
-            except UsageError:
-                continue
-            if not endpoint.is_wildcard and endpoint.port:
-                endpoints.append(endpoint.of(PeerId(peer_id.to_bytes())))
-        return list(dict.fromkeys(endpoints))
 
     # both
 
     def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:  # noqa: ARG002 - upstream's
-        return connections[-1]  # the newest: it has just proved itself
+        return connections[-1]  # the newest, which has just proved itself, or the one that `prefer` put there
 
     async def retire(self, connections: Sequence[INetConn]) -> None:
-        """Close those of the older connections to a peer that give no sign of life; two live ones may stay.
-
-        Both sides of a simultaneous dial keep both connections: neither can know which one the other prefers.
-        """
+        """Close those of the older connections to a peer that give no sign of life."""
         async with trio.open_nursery() as nursery:
             for conn in connections:
                 nursery.start_soon(self._retire, conn)
@@ -211,12 +231,48 @@ class BoundedSwarm(Swarm):
             _log.debug("closing a connection to %s that has gone silent", conn.muxed_conn.peer_id)
             await close_quietly(conn)
 
+    def prefer(self, peer_id: ID) -> list[INetConn]:
+        """Put new streams on the connection that both sides keep; give those that neither keeps.
+
+        When each has dialled the other, what the lower peer id dialled stays: both sides can tell. Of several that one
+        side dialled none is to be preferred, and none is given.
+        """
+        connections = self.connections.get(peer_id, [])
+        is_ours_kept = self.self_id.to_bytes() < peer_id.to_bytes()
+        leaving = [conn for conn in connections if is_inbound(conn) is is_ours_kept]
+        staying = [conn for conn in connections if is_inbound(conn) is not is_ours_kept]
+        if not leaving or not staying:
+            return []
+        self.connections[peer_id] = [*leaving, *staying]
+        return leaving
+
+    async def close_when_idle(self, conn: INetConn) -> None:
+        """Close a connection as soon as no stream is open on it: whatever was begun there comes to its end."""
+        idle = 0
+        while not conn.is_closed and idle <= 1:  # twice in a row: the other side may be about to open one
+            await trio.sleep(_LOOK)
+            idle = 0 if isinstance(conn.muxed_conn, BoundedYamux) and conn.muxed_conn.streams else idle + 1
+        await close_quietly(conn)
+
     async def close_all(self) -> None:
         """Close every connection at once, with a goodbye where the other side still takes one; at most 2 s."""
         with trio.CancelScope(shield=True), trio.move_on_after(_FAREWELL + 0.5):
             async with trio.open_nursery() as nursery:
                 for conn in self.get_connections():
                     nursery.start_soon(close_quietly, conn)
+
+
+def endpoints_among(addresses: Iterable[Multiaddr], peer_id: PeerId) -> list[Endpoint]:
+    """Pick the places of a peer that this node can dial."""
+    endpoints = []
+    for address in addresses:
+        try:
+            endpoint = Endpoint.from_str(str(address))
+        except UsageError:
+            continue
+        if not endpoint.is_wildcard and endpoint.port:
+            endpoints.append(endpoint.of(peer_id))
+    return list(dict.fromkeys(endpoints))
 
 
 def is_inbound(conn: INetConn) -> bool:
@@ -247,16 +303,19 @@ async def _cut(muxed: IMuxedConn) -> None:
         await muxed.secured_conn.close()  # a goodbye stuck in a full buffer gives up when its socket goes
 
 
-async def listen(endpoint: Endpoint) -> list[trio.SocketListener]:
-    """Listen at one place, alone.
+async def _let_go(secured: ISecureConn) -> None:
+    await secured.close()
 
-    Raises:
-        MachineError: The port is taken, or not ours to take.
-    """
-    try:
-        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
-    except OSError as error:
-        raise MachineError(f"cannot listen at {endpoint} (port {endpoint.port}): {error.strerror or error}") from error
+
+async def _raw(socket: trio.SocketStream, transport: Transport, *, initiator: bool) -> RawConnection:
+    """Make of a socket what can be secured."""
+    host, port = socket.socket.getpeername()[:2]
+    addresses = [Multiaddr(str(endpoint_of_socket(socket.socket.getpeername(), transport)))]
+    if transport is Transport.TCP:
+        return RawConnection(TrioTCPStream(socket), initiator, addresses=addresses)
+    stream = WebSocketStream(socket, ConnectionType.CLIENT if initiator else ConnectionType.SERVER)
+    await stream.open(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return RawConnection(stream, initiator, addresses=addresses)
 
 
 async def _resolve(endpoint: Endpoint) -> list[str]:
