@@ -46,6 +46,9 @@ logger = logging.getLogger("loremesh.chain")
 _BATCH: Final = 64
 _QUEUE: Final = 256
 _REMEMBERED_SENDERS: Final = 1024
+_LOOK_AT_CLOCK: Final = 1.0
+"""Seconds after which the clock is looked at again while a block waits for its time: it may have been set."""
+_END_OF_TIME: Final = Millis(2**63 - 1)
 
 
 class Disk(Protocol):
@@ -155,15 +158,17 @@ class ChainService:
         Raises:
             MachineError: What the disk gives back is not what was kept.
         """
+        # What is kept had its time already; after the clock was set back it must not wait for it again.
+        self._coming = self._coming._replace(now=_END_OF_TIME)
         async for batch in self._disk.blocks():
             for stored in batch:
                 try:
                     self._coming = await self._reduce(decode(Block, stored.data))
                 except ProtocolError as error:
-                    raise MachineError(
-                        f"block {stored.hash.hex()[:8]} on the disk is damaged ({error}): move the data directory "
-                        "away, keep its key, and start again to fetch the story from peers"
-                    ) from error
+                    raise _damaged(stored.hash, str(error)) from error
+                if stored.hash not in self._coming.entries:
+                    raise _damaged(stored.hash, "it does not join the others")
+        self._coming = self._coming._replace(now=Millis(self._clock()), changes=())
         self._store = self._coming
         state, now = self.parent().state, Millis(self._clock())
         for data in await self._disk.transactions():
@@ -265,7 +270,7 @@ class ChainService:
             return float("inf")
         first = min(block.header.time for block in self._coming.held.values())
         ahead = first - self._coming.genesis.parameters.max_ahead - self._clock()
-        return max(0.0, ahead / 1000)
+        return min(max(0.0, ahead / 1000), _LOOK_AT_CLOCK)
 
     async def _take(self, job: _Job) -> tuple[Change, ...]:
         try:
@@ -296,7 +301,10 @@ class ChainService:
 
     async def _replay(self, missing: StateMissing) -> Store:
         found = await self._disk.load_blocks(missing.path)
-        return on_replay(self._coming, tuple(decode(Block, found[name]) for name in missing.path))
+        try:
+            return on_replay(self._coming, tuple(decode(Block, found[name]) for name in missing.path))
+        except (ProtocolError, KeyError) as error:
+            raise _damaged(missing.path[-1], f"or one below it, {error!r}") from error
 
     def _remember_sender(self, sender: PeerId) -> None:
         """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
@@ -385,3 +393,10 @@ class ChainService:
         if link.producer is not None and link.producer != self._tracker:
             self._tracker = link.producer
             self._tell(Tracker(link.producer, link.height))
+
+
+def _damaged(name: Hash, reason: str) -> MachineError:
+    return MachineError(
+        f"block {name.hex()[:8]} on the disk is damaged ({reason}): move the data directory away, keep its key, "
+        "and start again to fetch the story from peers"
+    )

@@ -29,6 +29,8 @@ SUGGESTIONS_PER_PROMPT: Final = 2
 _RETRY: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds to wait after a backend failed, longer each time."""
 _KEEP_TIMEOUT: Final = 2.0
+_LOOK_AT_CLOCK: Final = 1.0
+"""Seconds after which the clock is looked at again while it is too early for a block: it may have been set."""
 
 
 class Search(Protocol):
@@ -154,7 +156,8 @@ class Miner:
         if failures:
             raise failures[0]
         earliest = earliest_time(genesis, parent.link, self._identity.peer_id)
-        await trio.sleep(max(0, earliest - self._clock()) / 1000)
+        while (ahead := earliest - self._clock()) > 0:
+            await trio.sleep(min(ahead / 1000, _LOOK_AT_CLOCK))
         if self._chain.is_overtaken(parent.link.hash):
             await trio.sleep_forever()  # a winner is on its way to the disk: the round ends when it is there
         draft = drafts[0]
