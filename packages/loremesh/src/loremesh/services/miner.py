@@ -156,7 +156,7 @@ class Miner:
         if failures:
             raise failures[0]
         earliest = earliest_time(genesis, parent.link, self._identity.peer_id)
-        while (ahead := earliest - self._clock()) > 0:
+        while (ahead := earliest - self._clock()) > 0:  # noqa: ASYNC110 - no event tells that a clock was set
             await trio.sleep(min(ahead / 1000, _LOOK_AT_CLOCK))
         if self._chain.is_overtaken(parent.link.hash):
             await trio.sleep_forever()  # a winner is on its way to the disk: the round ends when it is there
