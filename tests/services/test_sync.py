@@ -164,7 +164,7 @@ async def test_headers_that_lie_cost_one_question_and_their_sender(
     network = new_network(GENESIS)
     blocks = orchard.grow(orchard.root, 10, BOB, CAT)
     liar = new_liar(network, orchard, blocks)
-    bad = resigned(blocks[5], BOB, height=99)
+    bad = resigned(blocks[5], CAT, height=99)
     liar.headers[5] = SignedHeader(bad.header, bad.signature)
     node = await network.start("ann")
     await meet_liar(network, nursery, node, liar.node)

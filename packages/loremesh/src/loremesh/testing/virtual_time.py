@@ -1,7 +1,7 @@
 """Time that jumps: hours of a story in seconds of a test."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 import trio._core._run as trio_run
@@ -14,6 +14,7 @@ from loremesh.services.happenings import Clock
 from loremesh.testing.builders import START
 
 T = TypeVar("T")
+_DAY: Final = 86_400.0
 
 
 def run_jumping(
@@ -25,21 +26,31 @@ def run_jumping(
 ) -> T:
     """Run `main` under a clock that jumps to the next deadline whenever all tasks wait; every run is the same run.
 
+    Tasks that wait for each other without an end fail at once, for nothing else keeps the clock from jumping a day.
+
     Args:
         main: What to run.
         clock: Another clock than one that starts at 0.
         instruments: As trio has them.
         seed: Another seed, another order of tasks that could run at the same time.
+
+    Raises:
+        trio.TooSlowError: After a day of virtual time.
     """
     # Trio shuffles such tasks on purpose. Its own switch, made for Hypothesis, lets the shuffle come from a seed.
     before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r.getstate()  # noqa: SLF001 - no public way
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # noqa: SLF001 - declared final upstream
     trio_run._r.seed(seed)  # noqa: SLF001 - as above
     try:
-        return trio.run(main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
+        return trio.run(_within_a_day, main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
     finally:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]  # type: ignore[misc]  # noqa: SLF001 - as above
         trio_run._r.setstate(before[1])  # noqa: SLF001 - as above
+
+
+async def _within_a_day(main: Callable[[], Awaitable[T]]) -> T:
+    with trio.fail_after(_DAY):
+        return await main()
 
 
 def virtual_clock(start: int = START) -> Clock:
