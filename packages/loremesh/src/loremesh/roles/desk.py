@@ -96,7 +96,8 @@ async def desk_of(settings: Settings) -> AsyncIterator[Desk]:
         from loremesh.web.operating import operating_app
         from loremesh.web.server import bound_address, listen, serve
     except ModuleNotFoundError as error:
-        raise UsageError(f"--http needs {error.name}: pip install 'loremesh[http]'") from error
+        missing = (error.name or "").partition(".")[0]
+        raise UsageError(f"--http needs {missing}: pip install 'loremesh[http]'") from error
     listeners = await listen(settings.http)
     desk.address = bound_address(listeners[0])
     async with trio.open_nursery() as nursery:
