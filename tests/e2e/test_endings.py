@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loremesh.testing.builders import ANN
+from loremesh.storage.keys import write_key
+from loremesh.testing.builders import ANN, BOB
 from loremesh.testing.programs import Ended, StartNode, run_program
 
 WriteGenesis = Callable[..., Path]
@@ -29,6 +30,14 @@ def taken_port() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,33 @@ async def test_a_key_file_that_others_can_read_is_2(tmp_path: Path) -> None:
     assert ended.code == 2
     is_one_line(ended, str(file))
     assert ANN.secret.hex() not in ended.err
+
+
+async def test_a_data_directory_stays_with_its_key(start: StartNode, tmp_path: Path) -> None:
+    own = tmp_path / "own.key"
+    write_key(own, ANN)
+    anchor = await start("anchor", "--key-file", str(own), role="validator")
+    await anchor.wait("ready")
+    anchor.process.terminate()
+    assert await anchor.process.wait() == 0
+    data = tmp_path / "anchor"
+    forgotten = await run_program("loremesh-validator", "--data-dir", str(data), *LOOPBACK)
+    assert forgotten.code == 2
+    is_one_line(forgotten, str(ANN), "--key-file")
+    assert not (data / "key").exists()
+    write_key(data / "key", BOB)
+    other = await run_program("loremesh-validator", "--data-dir", str(data), *LOOPBACK)
+    assert other.code == 2
+    is_one_line(other, str(ANN), str(BOB))
+
+
+async def test_an_executor_waits_for_a_bootstrap_node_that_starts_with_it(
+    start: StartNode, write_genesis: WriteGenesis, free_port: int
+) -> None:
+    address = f"/ip4/127.0.0.1/tcp/{free_port}"
+    executor = await start("executor", "--no-mine", "--bootstrap-nodes", address, role="executor")
+    await start("late", "--genesis", str(write_genesis()), "--listen-address", address, role="validator")
+    await executor.wait("ready")
 
 
 async def test_a_half_written_key_is_2_and_is_not_shown(tmp_path: Path) -> None:

@@ -61,9 +61,11 @@ class DemoNode:
 
 
 def program(name: str) -> str:
-    """Find a program of ours: beside this Python first, as a virtual environment has it."""
+    """Find a program of ours: beside this Python first, as a virtual environment has it; short, to be shown."""
     beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
+    if not beside.exists():
+        return name
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 @asynccontextmanager

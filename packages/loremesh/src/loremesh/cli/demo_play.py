@@ -5,6 +5,7 @@ generator pretends to think.
 """
 
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -68,6 +69,8 @@ async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT
             for node in course.nodes:
                 node.process.terminate()
             nursery.cancel_scope.cancel()
+    if as_json:
+        shutil.rmtree(directory)  # nobody was told of it
 
 
 @contextmanager

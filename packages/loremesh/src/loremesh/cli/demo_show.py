@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from loremesh.cli.demo_nodes import DemoNode
+from loremesh.cli.demo_nodes import DemoNode, program
 from loremesh.cli.present import console
 
 _INDENT: Final = 10
@@ -94,19 +94,19 @@ class Show:
             f"{nodes[0].height} blocks in {seconds:.0f} s; every node has head {nodes[0].head[:8]}", "bold green"
         )
         self._quote("loremesh canon", canon)
-        where = directory / "validator"
+        where, executor, client = directory / "validator", program("loremesh-executor"), program("loremesh")
         self._heading("next")
         self._print(
             Text(
                 "Go on with this story: start its validator again, and in a second terminal an executor:\n"
-                f"  loremesh-validator --data-dir {where} --listen-address /ip4/127.0.0.1/tcp/4001\n"
-                f"  loremesh-executor --data-dir {directory / 'executor-1'} "
+                f"  {program('loremesh-validator')} --data-dir {where} --listen-address /ip4/127.0.0.1/tcp/4001\n"
+                f"  {executor} --data-dir {directory / 'executor-1'} "
                 f"--bootstrap-nodes /ip4/127.0.0.1/tcp/4001/p2p/{nodes[0].peer_id}\n"
                 "Read along, ask for a turn of events, see who is there:\n"
-                f"  loremesh canon --follow --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                f"  loremesh suggest 'A ship without lights comes in.' --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                f"  loremesh peers --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                "(the programs are in .venv/bin; the README shows how to begin a story of your own)"
+                f"  {client} canon --follow --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                f"  {client} suggest 'A ship without lights comes in.' --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                f"  {client} peers --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
+                "(the README shows how to begin a story of your own)"
             )
         )
 

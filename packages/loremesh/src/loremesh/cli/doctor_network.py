@@ -140,7 +140,7 @@ class _Node:
             before = wall_clock()
             peers = (await self._lookout.peer_list(peer_id)).peers
             after = wall_clock()
-            cards = [check_record(record) for record in peers[:1]]
+            cards = [check_record(listed.record) for listed in peers[:1]]
         except (ServiceError, ProtocolError) as error:
             remedy = "the node is overloaded or runs another version: look at its log, and compare loremesh --version"
             self._fail(name, str(error), remedy)

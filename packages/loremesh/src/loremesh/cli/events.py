@@ -74,13 +74,18 @@ def _text_printer(node: str | None) -> Tell:
     prefix = f"{node}: " if node else ""
 
     def tell(happening: Happening) -> None:
+        if isinstance(happening, Tracker):
+            return  # the line of its block has named it
         line, style = _line(happening)
         out.print(Text(prefix + line, style), soft_wrap=True)
 
     return tell
 
 
-def _line(happening: Happening) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
+_Shown = Ready | Head | Role | PeerChanged | Rejected | Evidence
+
+
+def _line(happening: _Shown) -> tuple[str, str]:
     """Put a happening into a line for people, and its style."""
     match happening:
         case Ready(role, peer_id, addresses, story, http):
@@ -95,8 +100,6 @@ def _line(happening: Happening) -> tuple[str, str]:  # noqa: PLR0911 - one arm p
             return f"block {height} ({name.hex()[:_SHORT]}) by {by}{reorg}", "yellow" if depth else "green"
         case Role(is_tracker, _):
             return ("we are the tracker of this round" if is_tracker else "we are a peer in this round"), "cyan"
-        case Tracker(peer_id, _):
-            return f"the tracker is {_short(peer_id)}", "dim"
         case PeerChanged(peer_id, change):
             return f"peer {_short(peer_id)} {'is dead' if change == 'dead' else change}", "dim"
         case Rejected(what, fault, peer_id, detail):

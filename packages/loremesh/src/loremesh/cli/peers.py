@@ -42,7 +42,7 @@ def peers_view(found: "Survey") -> dict[str, Any]:
         "peers": [
             {
                 "peer_id": peer_id_text(peer.card.peer_id),
-                "addresses": list(peer.card.addresses),
+                "addresses": list(peer.addresses),
                 "roles": list(peer.card.roles),
                 "models": list(peer.card.models),
                 "height": peer.card.height,

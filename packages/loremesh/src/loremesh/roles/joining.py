@@ -26,7 +26,6 @@ from loremesh.protocol.wire import (
     MessageType,
     Nothing,
     PeerList,
-    check_record,
     seal,
     unseal,
 )
@@ -37,6 +36,7 @@ logger = logging.getLogger("loremesh.joining")
 
 T = TypeVar("T")
 _MAX_ASKED: Final = 32
+_TRY_AGAIN: Final = 1.0
 _MAX_NEIGHBOURS: Final = 16
 _NEIGHBOURS_TIMEOUT: Final = 10.0
 """Seconds for dialling what one peer list names: a list of dead addresses holds nobody up."""
@@ -84,12 +84,28 @@ class Lookout:
     puller: Puller
     clock: Clock
 
-    async def connect_any(self, addresses: tuple[str, ...]) -> tuple[PeerId, ...]:
+    async def connect_any(self, addresses: tuple[str, ...], patience: float = 0) -> tuple[PeerId, ...]:
         """Connect to all of `addresses` at once; give those that answered.
+
+        Args:
+            addresses: Multiaddrs.
+            patience: Seconds to try again for while none answers: nodes that start together find each other.
 
         Raises:
             Unreachable: None did; the message says why each failed.
         """
+        until = trio.current_time() + patience
+        while True:
+            reached, failures = await self._connect_all(addresses)
+            if reached:
+                return tuple(reached)
+            message = "no bootstrap node can be reached: " + "; ".join(failures)
+            if trio.current_time() >= until:
+                raise Unreachable(message)
+            logger.debug("%s; trying again", message)
+            await trio.sleep(_TRY_AGAIN)
+
+    async def _connect_all(self, addresses: tuple[str, ...]) -> tuple[list[PeerId], list[str]]:
         reached: list[PeerId] = []
         failures: list[str] = []
 
@@ -102,9 +118,7 @@ class Lookout:
         async with trio.open_nursery() as nursery:
             for address in addresses:
                 nursery.start_soon(try_one, address)
-        if not reached:
-            raise Unreachable("no bootstrap node can be reached: " + "; ".join(failures))
-        return tuple(reached)
+        return reached, failures
 
     async def find_genesis(self, wanted: StoryId | None) -> Genesis | None:
         """Look for a story among the connected nodes and those on their peer lists.
@@ -163,10 +177,10 @@ class Lookout:
         return StoryId(status.story[0]) if status.story else None
 
     async def _neighbours_of(self, peer: PeerId) -> tuple[PeerId, ...]:
-        cards = [check_record(record) for record in (await self.peer_list(peer)).peers[:_MAX_NEIGHBOURS]]
+        listed = (await self.peer_list(peer)).peers[:_MAX_NEIGHBOURS]
         found = []
         with trio.move_on_after(_NEIGHBOURS_TIMEOUT):
-            for address in [address for card in cards for address in card.addresses[:1]]:
+            for address in [address for one in listed for address in one.reached[:1]]:
                 try:
                     found.append(await self.network.connect(address))
                 except (ServiceError, ProtocolError, UsageError) as error:

@@ -17,7 +17,7 @@ from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import PeerId
 from loremesh.protocol.codec import encode
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes, story_id
-from loremesh.protocol.identity import Identity, peer_id_from_text
+from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
 from loremesh.roles.assembly import Services, Story, assemble
 from loremesh.roles.desk import desk_of
 from loremesh.roles.joining import Lookout, check_story, read_genesis
@@ -32,6 +32,9 @@ logger = logging.getLogger("loremesh.node")
 DENY_FILE: Final = "deny.txt"
 VALIDATOR: Final = "validator"
 EXECUTOR: Final = "executor"
+_IDENTITY_NOTE: Final = "identity"
+_BOOTSTRAP_PATIENCE: Final = 5.0
+"""Seconds for a bootstrap node that is started at the same time to begin to listen."""
 
 
 def identity_of(settings: Settings) -> Identity:
@@ -45,6 +48,28 @@ def identity_of(settings: Settings) -> Identity:
         return Identity.from_str(settings.private_key.get_secret_value())
     path = settings.key_file or settings.data_dir / "key"
     return load_or_create_key(path, secrets.token_bytes(32))
+
+
+async def _identity_for(settings: Settings, disk: Disk) -> Identity:
+    """Load the node's key, which must be the one that this data directory has always been used with.
+
+    A directory under another key would make a node that contradicts its own past; and a forgotten `--key-file` must
+    not silently make a new key.
+    """
+    before = await disk.note(_IDENTITY_NOTE)
+    path = settings.key_file or settings.data_dir / "key"
+    if before is not None and settings.private_key is None and not path.exists():
+        raise UsageError(f"{_belongs(settings, before)}, and there is no key in {path}: give its --key-file")
+    identity = identity_of(settings)
+    if before is None:
+        await disk.set_note(_IDENTITY_NOTE, identity.peer_id)
+    elif before != identity.peer_id:
+        raise UsageError(f"{_belongs(settings, before)}, not to {identity}: give its key, or another --data-dir")
+    return identity
+
+
+def _belongs(settings: Settings, peer_id: bytes) -> str:
+    return f"{settings.data_dir} belongs to {peer_id_text(PeerId(peer_id))}"
 
 
 def read_deny_file(directory: Path) -> frozenset[PeerId]:
@@ -114,34 +139,31 @@ async def run_node(
         Unreachable: The story had to be fetched, and nobody has it.
     """
     make_directory(settings.data_dir)
-    identity = identity_of(settings)
-    async with (
-        desk_of(settings) as desk,
-        Disk.open(settings.data_dir) as disk,
-        _network_of(settings, identity) as network,
-    ):
-        puller = Puller(network, identity, wall_clock)
-        genesis = await _find_genesis(settings, role, disk, Lookout(identity, network, puller, wall_clock))
-        services = await assemble(
-            role=role,
-            identity=identity,
-            network=network,
-            disk=disk,
-            genesis=genesis,
-            clock=wall_clock,
-            tell=desk.hearing(tell),
-            bootstrap=settings.bootstrap_nodes,
-            models=models,
-            max_reorg=settings.max_reorg,
-        )
-        desk.open(services)
-        node = Node(settings, disk, network, services)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(services.run)
-            node.reload()
-            if services.story is not None and beside is not None:
-                nursery.start_soon(beside, node, services.story)
-            task_status.started(node)
+    async with desk_of(settings) as desk, Disk.open(settings.data_dir) as disk:
+        identity = await _identity_for(settings, disk)
+        async with _network_of(settings, identity) as network:
+            puller = Puller(network, identity, wall_clock)
+            genesis = await _find_genesis(settings, role, disk, Lookout(identity, network, puller, wall_clock))
+            services = await assemble(
+                role=role,
+                identity=identity,
+                network=network,
+                disk=disk,
+                genesis=genesis,
+                clock=wall_clock,
+                tell=desk.hearing(tell),
+                bootstrap=settings.bootstrap_nodes,
+                models=models,
+                max_reorg=settings.max_reorg,
+            )
+            desk.open(services)
+            node = Node(settings, disk, network, services)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(services.run)
+                node.reload()
+                if services.story is not None and beside is not None:
+                    nursery.start_soon(beside, node, services.story)
+                task_status.started(node)
 
 
 def make_directory(directory: Path) -> None:
@@ -177,7 +199,7 @@ async def _find_genesis(settings: Settings, role: str, disk: Disk, lookout: Look
         check_story(genesis, settings.story, str(settings.data_dir))
         return genesis
     elif settings.bootstrap_nodes:
-        await lookout.connect_any(settings.bootstrap_nodes)
+        await lookout.connect_any(settings.bootstrap_nodes, _BOOTSTRAP_PATIENCE)
         found = await lookout.find_genesis(settings.story)
         if found is None:
             _check_may_lack_story(role, "the bootstrap nodes keep none")
