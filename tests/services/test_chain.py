@@ -317,7 +317,7 @@ async def test_a_restart_resumes_the_chain_and_what_was_waiting(keep: Keep) -> N
     after = await keep(disk)
     assert after.chain.head.value == before.chain.head.value
     assert after.chain.parent() == before.chain.parent()
-    assert dict(after.chain.store.tips.items()) == dict(before.chain.store.tips.items())
+    assert after.chain.store.tips == before.chain.store.tips
     assert set(after.chain.pool.waiting) == set(before.chain.pool.waiting)
     assert after.chain.next_nonce(DAN.peer_id) == 3
 

@@ -148,12 +148,7 @@ def limit_of(cls: type) -> int:
 
 
 # One packer for all: it keeps its buffer, which `packb` would allocate anew each time.
-_packer: Final = msgpack.Packer()
-
-
-def _pack(array: list[Any]) -> bytes:
-    data: bytes = _packer.pack(array)
-    return data
+_pack: Final[Callable[[list[Any]], bytes]] = msgpack.Packer().pack
 
 
 def _unpack(data: bytes, known: _Schema) -> Any:  # noqa: ANN401 - checked by from_array

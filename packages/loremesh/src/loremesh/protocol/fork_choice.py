@@ -11,11 +11,11 @@ Source: docs/protocol/fork-choice.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, LoremeshError
-from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, StoryId
+from loremesh.primitives import Hash, Millis, PeerId, Signature, StoryId
 from loremesh.protocol.block import Block, Header, header_hash
 from loremesh.protocol.genesis import Genesis, story_id
 from loremesh.protocol.persistent import Map
@@ -39,8 +39,7 @@ MAX_HEADERS_PER_PARENT: Final = 2
 """A producer who signs two headers on one parent gives evidence; more than two add nothing to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A valid block in the tree; its body is on the disk."""
 
     link: Link
@@ -114,9 +113,11 @@ class StateMissing(LoremeshError):
         self.path = path
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """All that fork choice knows. `changes` says what the last event did."""
+class Store(NamedTuple):
+    """All that fork choice knows. `changes` says what the last event did.
+
+    A named tuple, as is all that is made anew with every block: a frozen dataclass takes three times as long to make.
+    """
 
     genesis: Genesis
     story: StoryId
@@ -127,12 +128,12 @@ class Store:
     canon: Map[int, Hash]
     """The canonical path: height to hash, a cache of walking back from the head."""
     children: Map[Hash, tuple[Hash, ...]]
-    heights: Map[int, tuple[Hash, ...]]
-    tips: Map[Hash, None]
-    orphans: Map[Hash, Block] = field(default_factory=Map)
-    orphans_of: Map[Hash, tuple[Hash, ...]] = field(default_factory=Map)
+    beside: Map[int, tuple[Hash, ...]] = Map()
+    """Of each height the blocks that have ever been off the canonical path; with `canon` that is all of a height."""
+    orphans: Map[Hash, Block] = Map()
+    orphans_of: Map[Hash, tuple[Hash, ...]] = Map()
     orphan_order: tuple[Hash, ...] = ()
-    held: Map[Hash, Block] = field(default_factory=Map)
+    held: Map[Hash, Block] = Map()
     max_reorg: int | None = None
     changes: tuple[Change, ...] = ()
 
@@ -140,6 +141,12 @@ class Store:
     def tip(self) -> Entry:
         """The head's entry."""
         return self.entries[self.head]
+
+    @property
+    def tips(self) -> frozenset[Hash]:
+        """The blocks without children: the head and the ends of all other branches."""
+        names = (self.head, *(name for names in self.beside.values() for name in names))
+        return frozenset(name for name in names if name not in self.children)
 
 
 def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> Store:
@@ -160,15 +167,13 @@ def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> St
         states=Map({story: State()}),
         canon=Map({0: story}),
         children=Map(),
-        heights=Map({0: (story,)}),
-        tips=Map({story: None}),
         max_reorg=max_reorg,
     )
 
 
 def on_tick(store: Store, now: Millis) -> Store:
     """Let time pass: held blocks whose time has come join the tree."""
-    store = replace(store, now=now, changes=())
+    store = store._replace(now=now, changes=())
     due = [
         (block.header.time, name)
         for name, block in store.held.items()
@@ -176,7 +181,7 @@ def on_tick(store: Store, now: Millis) -> Store:
     ]
     for _, name in sorted(due):
         block = store.held[name]
-        store = _try_to_join(replace(store, held=store.held.remove(name)), name, block)
+        store = _try_to_join(store._replace(held=store.held.remove(name)), name, block)
         store = _settle(store, name)
     return store
 
@@ -193,9 +198,9 @@ def on_block(store: Store, block: Block) -> Store:
     """
     name = check_block_alone(store.genesis, store.story, block)
     if is_known(store, name):
-        return replace(store, changes=())
+        return store._replace(changes=())
     if block.header.parent not in store.entries:
-        return _wait_for_parent(replace(store, changes=()), name, block)
+        return _wait_for_parent(store._replace(changes=()), name, block)
     return _settle(_join(store, name, block, ()), name)
 
 
@@ -204,7 +209,7 @@ def on_replay(store: Store, blocks: tuple[Block, ...]) -> Store:
     for block in blocks:
         name = header_hash(block.header)
         state = state_after(store.story, block, store.states[block.header.parent], name)
-        store = replace(store, states=store.states.insert(name, state))
+        store = store._replace(states=store.states.insert(name, state))
     return store
 
 
@@ -236,7 +241,7 @@ def missing_parents(store: Store) -> tuple[Hash, ...]:
 def _settle(store: Store, name: Hash) -> Store:
     """Let the orphans that waited for `name` join, and those that waited for them."""
     parents = [name]
-    while parents:
+    while parents and store.orphans:
         parent = parents.pop()
         if parent not in store.entries:
             continue  # held, or refused together with its descendants
@@ -264,63 +269,64 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
     siblings = store.children.get(header.parent) or ()
-    rivals = [
-        sibling
-        for sibling in siblings
-        if (known := store.entries[sibling].header) is not None and known.producer == header.producer
-    ]
+    rivals = [sibling for sibling in siblings if store.entries[sibling].link.producer == header.producer]
     if len(rivals) >= MAX_HEADERS_PER_PARENT:
         raise InvalidBlock(Fault.EQUIVOCATION, name)
     if header.time > store.now + store.genesis.parameters.max_ahead:
-        return _hold(replace(store, changes=changes), name, block)
+        return _hold(store._replace(changes=changes), name, block)
     before = store.states.get(header.parent)
     if before is None:
         raise StateMissing(_path_to_state(store, header.parent))
     state = state_after(store.story, block, before, name)
-    height, work = header.height, parent.work + work_of(header.target)
+    work = parent.work + work_of(header.target)
     entry = Entry(link_of(header, parent.link, name), header.parent, work, header, block.signature)
-    head, canon, moves = _choose(store, entry)
-    # All in one step: replacing a field of the store costs more than all the insertions into its maps.
-    return replace(
-        store,
+    head, canon, beside, moves = _choose(store, entry)
+    return store._replace(
         head=head,
         entries=store.entries.insert(name, entry),
-        states=_recent_states(store, Height(len(canon) - 1)).insert(name, state),
+        states=_recent_states(store, canon, beside).insert(name, state),
         canon=canon,
         children=store.children.insert(header.parent, (*siblings, name)),
-        heights=store.heights.insert(height, (*(store.heights.get(height) or ()), name)),
-        tips=store.tips.discard(header.parent).insert(name, None),
+        beside=beside,
         changes=(
             *changes,
             Accepted(name, block),
-            *(Equivocated(header.producer, rival, name) for rival in rivals),
+            *[Equivocated(header.producer, rival, name) for rival in rivals],
             *moves,
         ),
     )
 
 
-def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], tuple[Change, ...]]:
-    """Give the head and its canonical path once `tip` has joined the tree, and say whether that is a change."""
-    head, name = store.tip, tip.link.hash
+def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tuple[Hash, ...]], tuple[Change, ...]]:
+    """Give the head, its canonical path and what is beside it once `tip` has joined, and say if that is a change."""
+    name, canon, beside = tip.link.hash, store.canon, store.beside
+    if tip.parent == store.head:  # as nearly always, and then the rest would come to the same
+        return name, canon.insert(tip.link.height, name), beside, (HeadMoved(name, (), (name,)),)
+    head = store.tip
     if (tip.work, _descending(name)) <= (head.work, _descending(store.head)):
-        return store.head, store.canon, ()
+        return store.head, canon, _put_beside(beside, tip.link.height, name), ()
     adopted = []
     entry = tip
-    while store.canon.get(entry.link.height) != entry.link.hash:
+    while canon.get(entry.link.height) != entry.link.hash:
         adopted.append(entry.link.hash)
         entry = store.entries[entry.parent]
     depth = head.link.height - entry.link.height
     if store.max_reorg is not None and depth > store.max_reorg:
-        return store.head, store.canon, (ReorgWithheld(name, depth),)
-    canon = store.canon
+        return store.head, canon, _put_beside(beside, tip.link.height, name), (ReorgWithheld(name, depth),)
     abandoned = []
     for height in range(head.link.height, entry.link.height, -1):
         abandoned.append(canon[height])
+        beside = _put_beside(beside, height, canon[height])
         canon = canon.remove(height)
     adopted.reverse()
     for offset, block_hash in enumerate(adopted, start=1):
         canon = canon.insert(entry.link.height + offset, block_hash)
-    return name, canon, (HeadMoved(name, tuple(abandoned), tuple(adopted)),)
+    return name, canon, beside, (HeadMoved(name, tuple(abandoned), tuple(adopted)),)
+
+
+def _put_beside(beside: Map[int, tuple[Hash, ...]], height: int, name: Hash) -> Map[int, tuple[Hash, ...]]:
+    known = beside.get(height) or ()
+    return beside if name in known else beside.insert(height, (*known, name))
 
 
 def _descending(name: Hash) -> int:
@@ -328,12 +334,12 @@ def _descending(name: Hash) -> int:
     return -int.from_bytes(name, "big")
 
 
-def _recent_states(store: Store, height: Height) -> Map[Hash, State]:
-    """Give the states that are kept when the head's height becomes `height`."""
-    states, before = store.states, store.tip.link.height
+def _recent_states(store: Store, canon: Map[int, Hash], beside: Map[int, tuple[Hash, ...]]) -> Map[Hash, State]:
+    """Give the states that are kept when the canonical path becomes `canon`."""
+    states, before, height = store.states, len(store.canon) - 1, len(canon) - 1
     for old in range(max(1, before + 1 - KEEP_STATES), height + 1 - KEEP_STATES):
         if old % STATE_EVERY:
-            for name in store.heights.get(old) or ():
+            for name in (canon[old], *(beside.get(old) or ())):
                 states = states.discard(name)
     if height // STATE_EVERY > before // STATE_EVERY:
         # Now and then, those that replays and late forks have left further down.
@@ -358,8 +364,7 @@ def _wait_for_parent(store: Store, name: Hash, block: Block) -> Store:
     if len(store.orphan_order) >= MAX_ORPHANS:
         oldest = store.orphan_order[0]
         store = _with(_without_orphan(store, oldest, store.orphans[oldest]), Refused(oldest, None))
-    store = replace(
-        store,
+    store = store._replace(
         orphans=store.orphans.insert(name, block),
         orphans_of=store.orphans_of.insert(parent, (*(store.orphans_of.get(parent) or ()), name)),
         orphan_order=(*store.orphan_order, name),
@@ -370,10 +375,10 @@ def _wait_for_parent(store: Store, name: Hash, block: Block) -> Store:
 def _hold(store: Store, name: Hash, block: Block) -> Store:
     """Keep a block from the future; the one furthest ahead makes room."""
     held = store.held.insert(name, block)
-    store = _with(replace(store, held=held), Waiting(name, held=True))
+    store = _with(store._replace(held=held), Waiting(name, held=True))
     if len(held) > MAX_HELD:
         furthest = max(held.items(), key=lambda item: (item[1].header.time, item[0]))[0]
-        store = _with(replace(store, held=held.remove(furthest)), Refused(furthest, None))
+        store = _with(store._replace(held=held.remove(furthest)), Refused(furthest, None))
     return store
 
 
@@ -391,8 +396,7 @@ def _drop_descendants(store: Store, name: Hash) -> Store:
 def _without_orphan(store: Store, name: Hash, block: Block) -> Store:
     parent = block.header.parent
     rest = tuple(other for other in store.orphans_of[parent] if other != name)
-    return replace(
-        store,
+    return store._replace(
         orphans=store.orphans.remove(name),
         orphans_of=store.orphans_of.insert(parent, rest) if rest else store.orphans_of.remove(parent),
         orphan_order=tuple(other for other in store.orphan_order if other != name),
@@ -400,4 +404,4 @@ def _without_orphan(store: Store, name: Hash, block: Block) -> Store:
 
 
 def _with(store: Store, change: Change) -> Store:
-    return replace(store, changes=(*store.changes, change))
+    return store._replace(changes=(*store.changes, change))

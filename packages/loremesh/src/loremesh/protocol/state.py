@@ -8,8 +8,8 @@ Source: docs/protocol/state.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, Final, NamedTuple
 
 from loremesh.primitives import KIB, Hash, Height, PeerId
 from loremesh.protocol.codec import U64, HeightField, Many, PeerIdField, Text, encode, schema
@@ -46,14 +46,13 @@ class _Nonce:
     next: U64
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """The state after a block. Compare states by `root`."""
 
-    nonces: Map[PeerId, int] = field(default_factory=Map)
-    suggestions: Map[Hash, Suggestion] = field(default_factory=Map)
-    authors: Map[PeerId, Author] = field(default_factory=Map)
-    tree: MerkleMap = field(default_factory=MerkleMap)
+    nonces: Map[PeerId, int] = Map()
+    suggestions: Map[Hash, Suggestion] = Map()
+    authors: Map[PeerId, Author] = Map()
+    tree: MerkleMap = MerkleMap()
 
     @property
     def root(self) -> Hash:
@@ -68,19 +67,19 @@ class State:
 def with_nonce(state: State, sender: PeerId, value: int) -> State:
     """Give the state in which `sender`'s next nonce is `value`."""
     tree = state.tree.put(b"nonce/" + sender, encode(_Nonce(value)))
-    return replace(state, nonces=state.nonces.insert(sender, value), tree=tree)
+    return State(state.nonces.insert(sender, value), state.suggestions, state.authors, tree)
 
 
 def with_suggestion(state: State, name: Hash, suggestion: Suggestion) -> State:
     """Give the state in which `suggestion` is open as it stands here."""
     tree = state.tree.put(b"suggestion/" + name, encode(suggestion))
-    return replace(state, suggestions=state.suggestions.insert(name, suggestion), tree=tree)
+    return State(state.nonces, state.suggestions.insert(name, suggestion), state.authors, tree)
 
 
 def without_suggestion(state: State, name: Hash) -> State:
     """Give the state in which a suggestion is closed."""
     tree = state.tree.remove(b"suggestion/" + name)
-    return replace(state, suggestions=state.suggestions.remove(name), tree=tree)
+    return State(state.nonces, state.suggestions.remove(name), state.authors, tree)
 
 
 def with_paragraph_by(state: State, author: PeerId, height: Height) -> State:
@@ -88,4 +87,4 @@ def with_paragraph_by(state: State, author: PeerId, height: Height) -> State:
     before = state.authors.get(author)
     after = Author(before.paragraphs + 1 if before else 1, height)
     tree = state.tree.put(b"author/" + author, encode(after))
-    return replace(state, authors=state.authors.insert(author, after), tree=tree)
+    return State(state.nonces, state.suggestions, state.authors.insert(author, after), tree)

@@ -4,11 +4,10 @@ Source: docs/protocol/block.md, which numbers the rules.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, ProtocolError
-from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId, Target
+from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, StoryId, Target
 from loremesh.protocol.block import (
     PARAGRAPH,
     Block,
@@ -34,8 +33,7 @@ MODEL_WORDS: Final = 16
 _BARE_BLOCK_BYTES: Final = limit_of(SignedHeader) + limit_of(Content)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """What a block's child needs to know of it: enough to check a chain of headers."""
 
     hash: Hash
@@ -95,7 +93,11 @@ def check_header_alone(genesis: Genesis, story: StoryId, signed: SignedHeader) -
     Raises:
         InvalidBlock: With the fault.
     """
-    header, name = signed.header, header_hash(signed.header)
+    return _check_header(genesis, story, signed.header, signed.signature)
+
+
+def _check_header(genesis: Genesis, story: StoryId, header: Header, signature: Signature) -> Hash:
+    name = header_hash(header)
     if header.story != story:
         raise InvalidBlock(Fault.WRONG_STORY, name)
     if not 1 <= header.target <= target_of(genesis.parameters.easiest_work):
@@ -104,7 +106,7 @@ def check_header_alone(genesis: Genesis, story: StoryId, signed: SignedHeader) -
         raise InvalidBlock(Fault.WORK_NOT_MET, name)
     try:
         check_peer_id(header.producer)
-        verify(signed.signature, name, header.producer)
+        verify(signature, name, header.producer)
     except ProtocolError as error:
         raise InvalidBlock(error.fault, name, error.detail) from error
     return name
@@ -120,9 +122,9 @@ def check_header_link(genesis: Genesis, header: Header, parent: Link, name: Hash
         raise InvalidBlock(Fault.WRONG_HEIGHT, name, f"{header.height} on {parent.height}")
     if header.target != target_after(genesis, parent):
         raise InvalidBlock(Fault.WRONG_TARGET, name, "not what the parent asks for")
-    if header.time < parent.time + genesis.parameters.min_spacing:
-        raise InvalidBlock(Fault.TOO_EARLY, name, f"{header.time - parent.time} ms after its parent")
     if header.time < earliest_time(genesis, parent, header.producer):
+        if header.time < parent.time + genesis.parameters.min_spacing:
+            raise InvalidBlock(Fault.TOO_EARLY, name, f"{header.time - parent.time} ms after its parent")
         raise InvalidBlock(Fault.TRACKER_TOO_SOON, name, f"{header.time - parent.time} ms after its own block")
 
 
@@ -132,7 +134,7 @@ def check_block_alone(genesis: Genesis, story: StoryId, block: Block) -> Hash:
     Raises:
         InvalidBlock: With the fault.
     """
-    name = check_header_alone(genesis, story, SignedHeader(block.header, block.signature))
+    name = _check_header(genesis, story, block.header, block.signature)
     rules, header, content = genesis.rules, block.header, block.content
     if len(block.transactions) > rules.transactions:
         raise InvalidBlock(

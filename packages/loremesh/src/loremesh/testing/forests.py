@@ -1,11 +1,11 @@
 """Random trees of valid blocks, grown from a seed, and a way to see whether anything in a store has changed."""
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
 from loremesh.primitives import Hash, Millis
-from loremesh.protocol.block import Block
+from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.fork_choice import MAX_HEADERS_PER_PARENT, Store, new_store, on_block
 from loremesh.protocol.genesis import Genesis, Parameters
 from loremesh.protocol.identity import Identity
@@ -46,7 +46,7 @@ def grow(seed: int, size: int, parameters: Parameters = EASY) -> Forest:
         if block is not None:
             store = on_block(store, block)
             blocks.append(block)
-            names.append(store.heights[block.header.height][-1])
+            names.append(header_hash(block.header))
     return Forest(genesis, tuple(blocks), store)
 
 
@@ -61,7 +61,4 @@ def _grown(chance: random.Random, store: Store, name: Hash, producer: Identity) 
 
 def everything_in(store: Store) -> dict[str, object]:
     """Copy all that a store knows into plain values: equal before and after, and nothing has changed."""
-    return {
-        field.name: dict(value.items()) if hasattr(value := getattr(store, field.name), "items") else value
-        for field in fields(store)
-    }
+    return {name: dict(value.items()) if hasattr(value, "items") else value for name, value in store._asdict().items()}
