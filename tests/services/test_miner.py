@@ -136,6 +136,28 @@ async def test_a_disk_that_takes_its_time_makes_no_second_header(new_network: Ne
     assert len(node.chain.store.children[node.chain.store.story]) == 1
 
 
+async def test_a_block_that_waits_behind_others_for_the_disk_is_not_written_again(
+    new_network: NewNetwork, nursery: trio.Nursery
+) -> None:
+    network = new_network(small_genesis(EASY))
+    disk = MemoryDisk()
+    node = await network.start("ann", mines=True, rate=1000, thinks=(1, 1), disk=disk)
+    node.backend.failures = deque([BackendFailed("not yet")] * 3)
+    orchard = Orchard(network.genesis)
+    twins = [*orchard.grow(orchard.root, 1, ZOE), *orchard.grow(orchard.root, 1, identity("yan"))]
+    head, loser = sorted(twins, key=name_of)
+    await hand_in(node, head)
+    disk.hold_up()
+    nursery.start_soon(node.chain.submit, loser, None)
+    await disk.asked.wait()
+    await trio.sleep(60)
+    disk.go_on()
+    await node.wait_height(2)
+    assert node.chain.store.entries[node.head].parent == name_of(head)
+    await trio.sleep(60)
+    assert not node.happened.of(Evidence)
+
+
 async def test_a_block_is_announced_only_once_the_disk_has_it(new_network: NewNetwork) -> None:
     network = new_network(small_genesis(EASY))
     watcher = await network.start("bob")

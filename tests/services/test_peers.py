@@ -14,6 +14,7 @@ from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import (
     PEERS_PROTOCOL,
+    ListedPeer,
     MessageType,
     Nothing,
     PeerCard,
@@ -116,9 +117,9 @@ async def test_an_anchor_that_gossips_nothing_stays_alive_and_keeps_a_list(new_n
         assert changes(node, anchor.peer_id) == ["joined"]
         assert changes(anchor, node.peer_id) == ["joined"]
     listed = anchor.services.peers.peer_list(authoritative=False).peers
-    assert {record.card.peer_id for record in listed} == {anchor.peer_id, *(node.peer_id for node in nodes)}
-    assert listed[0].card.story == ()
-    assert listed[1].card.story == (nodes[0].chain.store.story,)
+    assert {one.record.card.peer_id for one in listed} == {anchor.peer_id, *(node.peer_id for node in nodes)}
+    assert listed[0].record.card.story == ()
+    assert listed[1].record.card.story == (nodes[0].chain.store.story,)
 
 
 async def test_nodes_of_different_stories_do_not_take_each_other_for_dead(new_network: NewNetwork) -> None:
@@ -227,17 +228,17 @@ async def test_the_tracker_answers_with_the_list_and_others_say_who_the_tracker_
     await eve.connect(other.address)
     kind, found = await ask(eve, tracker, MessageType.PEER_LIST_REQUEST, Nothing())
     assert (kind, found.authoritative, found.tracker) == ("peer-list", 1, (tracker.peer_id,))
-    assert [check_record(one).peer_id for one in found.peers] == [tracker.peer_id, other.peer_id]
+    assert [check_record(one.record).peer_id for one in found.peers] == [tracker.peer_id, other.peer_id]
     kind, found = await ask(eve, other, MessageType.PEER_LIST_REQUEST, Nothing())
     assert (kind, found.authoritative, found.tracker) == (NOT_THE_DROIDS, 0, (tracker.peer_id,))
-    assert [check_record(one).peer_id for one in found.peers] == [other.peer_id, tracker.peer_id]
+    assert [check_record(one.record).peer_id for one in found.peers] == [other.peer_id, tracker.peer_id]
 
 
 async def test_a_join_notice_is_answered_with_the_list(pair: Pair, stranger: MemoryNode) -> None:
     _, first, second = pair
     record = sign_card(EVE, card(EVE, *stranger.addresses()))
     _, found = await ask(stranger, first, MessageType.PEER_JOIN, record)
-    assert {one.card.peer_id for one in found.peers} >= {first.peer_id, second.peer_id}
+    assert {one.record.card.peer_id for one in found.peers} >= {first.peer_id, second.peer_id}
     assert changes(first, EVE.peer_id) == ["joined"]
     await ask(stranger, first, MessageType.PEER_LEAVE, Nothing())
     assert changes(first, EVE.peer_id) == ["joined", "left"]
@@ -270,7 +271,7 @@ async def test_a_list_with_a_lying_record_costs_whoever_gave_it(new_network: New
 
     async def lie(stream: Stream) -> None:
         await stream.receive(5)
-        answer = PeerList((), 0, (sign_card(EVE, card(EVE)), forged))
+        answer = PeerList((), 0, (ListedPeer(sign_card(EVE, card(EVE)), ()), ListedPeer(forged, ())))
         await stream.send(seal(EVE, MessageType.NOT_THE_TRACKER, answer, 0, stream.peer_id))
         await stream.finish()
 

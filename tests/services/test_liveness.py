@@ -1,0 +1,177 @@
+"""Ghosts, ways back, and which addresses a list passes on."""
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from loremesh.primitives import Height, Millis
+from loremesh.protocol.codec import decode
+from loremesh.protocol.identity import Identity, peer_id_text
+from loremesh.protocol.wire import PEERS_PROTOCOL, MessageType, PeerCard, PeerList, seal, sign_card, unseal
+from loremesh.services.happenings import PeerChanged
+from loremesh.services.peers import DEAD_AFTER, HEARTBEAT
+from loremesh.services.reachability import Reachability
+from loremesh.testing.builders import EASY, identity, small_genesis
+from loremesh.testing.memory_network import MemoryNetwork
+from loremesh.testing.small_network import SmallNetwork, SmallNode
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+NewNetwork = Callable[..., SmallNetwork]
+EVE = identity("eve")
+
+
+@pytest.fixture
+async def pair(new_network: NewNetwork) -> tuple[SmallNetwork, SmallNode, SmallNode]:
+    """Two nodes that know each other; the second dialled the first."""
+    network = new_network(small_genesis(EASY))
+    first = await network.start("ann")
+    second = await network.start("bob", first)
+    await first.wait_joined(second.peer_id)
+    await second.wait_joined(first.peer_id)
+    return network, first, second
+
+
+Pair = tuple[SmallNetwork, SmallNode, SmallNode]
+
+
+async def wait_connected(one: SmallNode, other: SmallNode, seconds: float) -> None:
+    with trio.fail_after(seconds):
+        while other.peer_id not in one.network.connected():  # noqa: ASYNC110 - the surface has no event for it
+            await trio.sleep(0.1)
+
+
+async def test_a_frozen_peer_is_dead_and_disconnected_thirty_seconds_after_it_should_have_spoken(pair: Pair) -> None:
+    network, first, second = pair
+    await trio.sleep(60)
+    network.between.cut(first.peer_id, second.peer_id, silently=True)
+    frozen = trio.current_time()
+    await first.happened.wait(PeerChanged, lambda one: one.change == "dead")
+    assert DEAD_AFTER - HEARTBEAT <= trio.current_time() - frozen <= DEAD_AFTER + 1
+    await trio.sleep(1)
+    assert second.peer_id not in first.network.connected()
+
+
+async def test_nodes_that_a_cut_made_dead_to_each_other_find_each_other_again(pair: Pair) -> None:
+    network, first, second = pair
+    network.between.cut(first.peer_id, second.peer_id, silently=True)
+    await trio.sleep(5 * DEAD_AFTER)
+    assert second.peer_id not in first.network.connected()
+    network.between.heal()
+    await wait_connected(first, second, 40)
+
+
+async def test_a_node_that_lost_everybody_for_long_finds_its_way_back_without_any_bootstrap_node(
+    new_network: NewNetwork,
+) -> None:
+    network = new_network(small_genesis(EASY))
+    anchor = await network.start("ann")
+    others = [await network.start(name, anchor) for name in ("bob", "cat", "dan")]
+    for node in others:
+        for other in others:
+            if node is not other:
+                await node.wait_joined(other.peer_id)
+    lost, *rest = others
+    network.between.partition([lost.peer_id], [anchor.peer_id, *(node.peer_id for node in rest)])
+    await anchor.stop()
+    await trio.sleep(10 * 60)
+    assert lost.network.connected() == ()
+    network.between.heal()
+    await wait_connected(lost, rest[0], 60)
+
+
+async def test_while_it_is_alone_it_dials_ever_more_rarely(pair: Pair) -> None:
+    network, _, second = pair
+    dials = list[float]()
+    second.network._network = Counting(network.between, dials)  # type: ignore[assignment]  # it passes all else on
+    network.between.partition([pair[1].peer_id], [second.peer_id])
+    await trio.sleep(5 * 60)
+    dials.clear()
+    await trio.sleep(5 * 60)
+    assert 5 <= len(dials) <= 30
+
+
+class Counting:
+    """The network in memory, counting who dials."""
+
+    def __init__(self, between: MemoryNetwork, dials: list[float]) -> None:
+        self._between = between
+        self._dials = dials
+
+    async def dial(self, *args: object) -> object:
+        self._dials.append(trio.current_time())
+        return await self._between.dial(*args)  # type: ignore[arg-type]  # passed on as they came
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._between, name)
+
+
+# which addresses a list passes on
+
+
+def card(who: Identity, *addresses: str) -> PeerCard:
+    return PeerCard(who.peer_id, addresses, ("executor",), (), (), Height(0), Millis(0))
+
+
+async def test_a_list_passes_on_the_addresses_at_which_a_peer_was_met_and_no_others(
+    pair: Pair, nursery: trio.Nursery
+) -> None:
+    network, first, second = pair
+    eve = network.between.node(EVE)
+    await nursery.start(eve.run)
+    await eve.connect(first.address)
+    [real] = eve.addresses()
+    claims = (f"/ip4/10.9.9.9/tcp/4001/p2p/{peer_id_text(EVE.peer_id)}", real, second.address)
+    frame = seal(EVE, MessageType.PEER_JOIN, sign_card(EVE, card(EVE, *claims)), 0, first.peer_id)
+    _, payload = unseal(await eve.call(first.peer_id, PEERS_PROTOCOL, frame, 5), first.peer_id)
+    listed = {one.record.card.peer_id: one.reached for one in decode(PeerList, payload).peers}
+    assert listed == {
+        first.peer_id: first.network.addresses(),
+        second.peer_id: second.network.addresses(),
+        EVE.peer_id: (real,),
+    }
+
+
+async def test_addresses_are_checked_once_and_those_that_do_not_work_again_later() -> None:
+    asked: list[str] = []
+    name = f"/p2p/{peer_id_text(EVE.peer_id)}"
+    good, bad, late = (f"/ip4/127.0.0.1/tcp/{port}{name}" for port in (1, 2, 3))
+    works = {good}
+
+    class Doors:
+        async def reaches(self, address: str, timeout: float) -> bool:  # noqa: ARG002, ASYNC109 - the surface
+            await trio.sleep(1)
+            asked.append(address)
+            return address in works
+
+    table = Reachability(Doors())
+    claimed = card(EVE, good, bad, late, "/ip4/127.0.0.1/tcp/4", "nonsense")
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(table.check, claimed)
+    assert sorted(asked) == [good, bad, late]
+    assert table.reached(claimed) == (good,)
+    assert not table.is_due(claimed)
+    works.add(late)
+    await trio.sleep(60)
+    await table.check(claimed)
+    assert table.reached(claimed) == (good, late)
+    assert asked.count(good) == 1
+    table.forget(EVE.peer_id)
+    assert table.reached(claimed) == ()
+
+
+async def test_a_check_that_nobody_waits_for_is_left_to_the_next() -> None:
+    class Slow:
+        async def reaches(self, address: str, timeout: float) -> bool:  # noqa: ARG002, ASYNC109 - the surface
+            await trio.sleep(2)
+            return True
+
+    table = Reachability(Slow())
+    claimed = card(EVE, f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id_text(EVE.peer_id)}")
+    with trio.move_on_after(1):
+        await table.check(claimed)
+    assert table.is_due(claimed)
+    await table.check(claimed)
+    assert table.reached(claimed) == claimed.addresses
