@@ -1,13 +1,10 @@
 """`--http` on the real programs: processes on loopback, asked as a supervisor and Prometheus would ask them."""
 
-import json
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loremesh.config import Program, load_executors, load_settings
 from loremesh.errors import Unreachable, UsageError
-from loremesh.protocol.genesis import genesis_to_toml
 from loremesh.protocol.wire import SYNC_PROTOCOL
-from loremesh.testing.builders import small_genesis
 from loremesh.testing.loopback import make_node
+from loremesh.testing.programs import Program as Running
+from loremesh.testing.programs import running, write_story
 
 Ask = Callable[..., Awaitable[Any]]
 PATIENCE = 90
-
-
-@dataclass
-class Running:
-    """A node program and what it has said."""
-
-    process: trio.Process
-    log: Path
-    events: list[dict[str, Any]] = field(default_factory=list)
-    more: trio.Event = field(default_factory=trio.Event)
-
-    async def listen(self) -> None:
-        assert self.process.stdout is not None
-        unread = b""
-        async for piece in self.process.stdout:
-            *lines, unread = (unread + piece).split(b"\n")
-            self.events += [json.loads(line) for line in lines]
-            self.more.set()
-            self.more = trio.Event()
-
-    async def wait(self, name: str, after: int = 0, **fields: object) -> dict[str, Any]:
-        """Wait for an event with these fields, later than the first `after` ones."""
-        with trio.move_on_after(PATIENCE):
-            while True:
-                for event in self.events[after:]:
-                    if event["event"] == name and fields.items() <= event.items():
-                        return event
-                await self.more.wait()
-        raise AssertionError(f"no {name} {fields}: {self.events}\n{self.log.read_text()}")
-
-
-@asynccontextmanager
-async def validator(directory: Path, *flags: str) -> AsyncIterator[Running]:
-    """Run a validator for as long as the block lasts."""
-    program = str(Path(sys.executable).parent / "loremesh-validator")
-    await trio.Path(directory).mkdir(exist_ok=True)
-    log = directory / "log.txt"
-    with log.open("ab") as stderr:
-        process = await trio.lowlevel.open_process(
-            [program, "--data-dir", str(directory), "--json", *flags], stdout=subprocess.PIPE, stderr=stderr
-        )
-    node = Running(process, log)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.listen)
-        try:
-            yield node
-        finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
 
 
 def free_port() -> int:
@@ -85,12 +31,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def genesis(tmp_path: Path) -> Path:
-    file = tmp_path / "genesis.toml"
-    file.write_text(genesis_to_toml(small_genesis()), encoding="utf-8")
-    return file
+    return write_story(tmp_path / "genesis.toml")
 
 
-ANYWHERE = ("--listen-address", "/ip4/127.0.0.1/tcp/0")
+def validator(directory: Path, *flags: str) -> AbstractAsyncContextManager[Running]:
+    return running("loremesh-validator", "--data-dir", str(directory), *flags)
+
+
+def changed(peer_id: str, change: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda event: (event["peer_id"], event["change"]) == (peer_id, change)
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -108,31 +57,30 @@ async def test_a_node_is_unready_while_its_only_peer_is_gone(genesis: Path, tmp_
         there = await first.wait("ready")
         assert there["http"] is None
         bootstrap = ("--bootstrap-nodes", there["addresses"][0])
-        second = await stack.enter_async_context(
-            validator(tmp_path / "second", *bootstrap, *ANYWHERE, "--http", "127.0.0.1:0")
-        )
+        second = await stack.enter_async_context(validator(tmp_path / "second", *bootstrap, "--http", "127.0.0.1:0"))
         address = (await second.wait("ready"))["http"]
-        await second.wait("peer", peer_id=there["peer_id"], change="joined")
+        await second.wait("peer", changed(there["peer_id"], "joined"))
         for path in ("/healthz", "/readyz"):
             assert (await ask(address, path)).status == 200, path
 
         first.process.kill()
-        await second.wait("peer", peer_id=there["peer_id"], change="dead")
+        await second.wait("peer", changed(there["peer_id"], "dead"))
         answer = await ask(address, "/readyz")
         assert (answer.status, answer.json["reasons"]) == (503, ["no peer is connected"])
         assert (await ask(address, "/healthz")).status == 200
 
-        seen = len(second.events)
+        before = len(second.of("peer"))
         again = await stack.enter_async_context(validator(tmp_path / "first", *fixed))
         await again.wait("ready")
-        await second.wait("peer", seen, peer_id=there["peer_id"], change="joined")
+        is_back = changed(there["peer_id"], "joined")
+        await second.wait("peer", lambda event: is_back(event) and event in second.of("peer")[before:])
         assert (await ask(address, "/readyz")).status == 200
 
 
 async def test_what_a_stranger_does_wrong_is_counted(
     genesis: Path, tmp_path: Path, ask: Ask, nursery: trio.Nursery
 ) -> None:
-    async with validator(tmp_path / "node", "--genesis", str(genesis), *ANYWHERE, "--http", "127.0.0.1:0") as node:
+    async with validator(tmp_path / "node", "--genesis", str(genesis), "--http", "127.0.0.1:0") as node:
         ready = await node.wait("ready")
         before = samples((await ask(ready["http"], "/metrics")).body)
         assert not [name for name, _ in before if name == "loremesh_rejected_total"]
@@ -142,7 +90,7 @@ async def test_what_a_stranger_does_wrong_is_counted(
         for _ in range(2):
             with pytest.raises(Unreachable):  # it hangs up on us
                 await stranger.call(peer, SYNC_PROTOCOL, b"no message at all", 30)
-        rejected = await node.wait("rejected", node.events.index(await node.wait("rejected")) + 1)
+        rejected = await node.wait("rejected", lambda _: len(node.of("rejected")) > 1)
         after = samples((await ask(ready["http"], "/metrics")).body)
         labels = frozenset({("what", rejected["what"]), ("fault", rejected["fault"])})
         assert after["loremesh_rejected_total", labels] == 2
@@ -156,7 +104,7 @@ async def test_what_a_stranger_does_wrong_is_counted(
 async def test_clients_that_dawdle_stop_neither_the_node_nor_its_end(
     genesis: Path, tmp_path: Path, ask: Ask, nursery: trio.Nursery
 ) -> None:
-    async with validator(tmp_path / "node", "--genesis", str(genesis), *ANYWHERE, "--http", "127.0.0.1:0") as node:
+    async with validator(tmp_path / "node", "--genesis", str(genesis), "--http", "127.0.0.1:0") as node:
         ready = await node.wait("ready")
         host, _, port = ready["http"].partition(":")
         held = [await trio.open_tcp_stream(host, int(port)) for _ in range(100)]
@@ -173,9 +121,8 @@ async def test_clients_that_dawdle_stop_neither_the_node_nor_its_end(
         late = [await trio.open_tcp_stream(host, int(port)) for _ in range(30)]
         for stream in late:
             await stream.send_all(b"GET /metrics HTTP/1.1\r\n")
-        node.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(PATIENCE):
-            assert await node.process.wait() == 0
+        code, _ = await node.stop()
+        assert code == 0
         for stream in (*held, *late):
             await stream.aclose()
         nursery.cancel_scope.cancel()
@@ -190,7 +137,7 @@ async def test_a_node_answers_while_it_is_still_looking_for_its_story(tmp_path: 
         nursery.start_soon(trio.serve_listeners, silent, [listener])
         nowhere = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
         http = f"127.0.0.1:{free_port()}"
-        async with validator(tmp_path / "node", "--bootstrap-nodes", nowhere, *ANYWHERE, "--http", http):
+        async with validator(tmp_path / "node", "--bootstrap-nodes", nowhere, "--http", http):
             answer = await first_answer(ask, http, "/readyz")
             assert (answer.status, answer.json["reasons"]) == (503, ["it is starting: its story is not loaded yet"])
         nursery.cancel_scope.cancel()
@@ -217,14 +164,14 @@ async def test_a_port_in_use_ends_the_node_with_one_line_that_names_it(genesis: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         http = f"127.0.0.1:{taken.getsockname()[1]}"
         program = str(Path(sys.executable).parent / "loremesh-validator")
-        flags = ("--data-dir", str(tmp_path / "node"), "--genesis", str(genesis), *ANYWHERE, "--http", http)
+        flags = ("--data-dir", str(tmp_path / "node"), "--genesis", str(genesis), "--http", http)
         code, said = await ended(program, *flags)
     assert code == 6
     assert said == f"loremesh-validator: cannot serve HTTP at {http}: Address already in use\n"
 
 
 async def test_without_the_extra_the_remedy_is_named(genesis: Path, tmp_path: Path) -> None:
-    flags = ["--data-dir", str(tmp_path / "node"), "--genesis", str(genesis), *ANYWHERE, "--http", "127.0.0.1:0"]
+    flags = ["--data-dir", str(tmp_path / "node"), "--genesis", str(genesis), "--http", "127.0.0.1:0"]
     script = (
         "import sys; sys.modules['hypercorn'] = None\n"
         "from loremesh_validator.__main__ import main\n"
