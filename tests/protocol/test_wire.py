@@ -16,6 +16,7 @@ from loremesh.protocol.wire import (
     GenesisRequest,
     Headers,
     HeadersRequest,
+    ListedPeer,
     MessageType,
     Nothing,
     PeerCard,
@@ -133,7 +134,7 @@ def test_every_payload_fits_into_a_frame() -> None:
 
 def test_the_longest_lists_fit_their_own_limits() -> None:
     at = scene()
-    assert limit_of(PeerList) >= 128 * limit_of(PeerRecord) + 1024
+    assert limit_of(PeerList) >= 128 * limit_of(ListedPeer) + 1024
     longest = replace(at.good.header, height=Height(2**64 - 1), time=Millis(2**64 - 1), nonce=2**64 - 1)
     encode(Headers((SignedHeader(longest, at.good.signature),) * 512))
     encode(Status((at.story,), Height(2**64 - 1), (at.story,), (at.story,) * 64))

@@ -108,7 +108,17 @@ class PeerRecord:
     signature: SignatureField
 
 
-@schema(version=1, limit=768 * KIB)
+@schema(version=1, limit=7 * KIB)
+@dataclass(frozen=True, slots=True)
+class ListedPeer:
+    """A card, and where its peer has been met by whoever lists it."""
+
+    record: PeerRecord
+    reached: Annotated[tuple[Annotated[str, Text(256)], ...], Many(8)]
+    """Those of the card's addresses at which the peer proved its key; of the issuer itself, all."""
+
+
+@schema(version=1, limit=960 * KIB)
 @dataclass(frozen=True, slots=True)
 class PeerList:
     """Who is here, as the issuer knows it."""
@@ -116,7 +126,7 @@ class PeerList:
     tracker: Annotated[tuple[PeerIdField, ...], Many(1)]
     authoritative: Annotated[int, Int(0, 1)]
     """1 from the tracker itself; 0: second-hand."""
-    peers: Annotated[tuple[PeerRecord, ...], Many(128)]
+    peers: Annotated[tuple[ListedPeer, ...], Many(128)]
 
 
 @schema(version=1, limit=INLINE_BODY + KIB)

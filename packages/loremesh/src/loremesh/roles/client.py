@@ -86,6 +86,8 @@ class Found:
     """A peer somebody listed."""
 
     card: PeerCard
+    addresses: tuple[str, ...]
+    """Where somebody who lists it has met it."""
     latency: float | None
     """Seconds there and back; None: it did not answer."""
 
@@ -192,6 +194,7 @@ class Visit:
             Unreachable: None gave a list.
         """
         cards: dict[PeerId, PeerCard] = {}
+        reached: dict[PeerId, set[str]] = {}
         tracker: PeerId | None = None
         for peer in self.network.connected():
             try:
@@ -199,7 +202,9 @@ class Visit:
             except ServiceError:
                 continue
             tracker = answer.tracker[0] if answer.tracker else tracker
-            for card in map(check_record, answer.peers):
+            for listed in answer.peers:
+                card = check_record(listed.record)
+                reached.setdefault(card.peer_id, set()).update(listed.reached)
                 if card.peer_id not in cards or card.time > cards[card.peer_id].time:
                     cards[card.peer_id] = card
         if not cards:
@@ -207,18 +212,19 @@ class Visit:
         found: list[Found] = []
         async with trio.open_nursery() as nursery:
             for card in cards.values():
-                nursery.start_soon(self._measure, card, found)
+                addresses = tuple(address for address in card.addresses if address in reached[card.peer_id])
+                nursery.start_soon(self._measure, card, addresses, found)
         found.sort(key=lambda one: (one.card.roles, one.card.peer_id))
         return Survey(tuple(found), tracker)
 
-    async def _measure(self, card: PeerCard, found: list[Found]) -> None:
+    async def _measure(self, card: PeerCard, addresses: tuple[str, ...], found: list[Found]) -> None:
         latency = None
-        for address in card.addresses:
+        for address in addresses:
             with suppress(ServiceError, ProtocolError, UsageError):
                 await self.network.connect(address)
                 latency = await self.network.ping(card.peer_id)
                 break
-        found.append(Found(card, latency))
+        found.append(Found(card, addresses, latency))
 
 
 @asynccontextmanager

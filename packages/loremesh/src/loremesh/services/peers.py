@@ -23,6 +23,7 @@ from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import (
     PEERS_PROTOCOL,
+    ListedPeer,
     MessageType,
     Nothing,
     PeerCard,
@@ -35,15 +36,19 @@ from loremesh.protocol.wire import (
 )
 from loremesh.services.chain import Penalize
 from loremesh.services.happenings import Clock, PeerChanged, Tell
+from loremesh.services.reachability import Reachability
 
 logger = logging.getLogger("loremesh.peers")
 
 HEARTBEAT: Final = 5.0
 SUSPECT_AFTER: Final = 15.0
-DEAD_AFTER: Final = 30.0
+DEAD_AFTER: Final = 30.0 + HEARTBEAT
+"""Thirty seconds after the first heartbeat that did not come."""
 _LOOK: Final = 1.0
 """Seconds between two looks at who is silent and whom to dial."""
 _ANSWER: Final = 5.0
+_CHECK: Final = 1.0
+"""Seconds that an answer waits for where the asker can be reached."""
 _MAX_KNOWN: Final = 512
 _BACK_OFF: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _DIALS_AT_ONCE: Final = 4
@@ -63,6 +68,9 @@ class Network(Protocol):
 
     async def connect(self, address: str) -> PeerId:
         """Dial."""
+
+    async def reaches(self, address: str, timeout: float) -> bool:  # noqa: ASYNC109 - the network's surface takes seconds
+        """Tell whether the peer that an address names proves its key there."""
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """Hang up."""
@@ -139,6 +147,10 @@ class PeerService:
     _known: dict[PeerId, _Known] = field(default_factory=dict)
     _dials: dict[str, _Dial] = field(default_factory=dict)
     _look_now: trio.Event = field(default_factory=trio.Event)
+    _reachability: Reachability = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reachability = Reachability(self.network)
 
     async def run(self) -> None:
         """Serve until cancelled; then tell the connected peers that we leave."""
@@ -158,11 +170,13 @@ class PeerService:
             kind, payload = unseal(answer, peer, self.identity.peer_id)
             if kind not in {MessageType.PEER_LIST, MessageType.NOT_THE_TRACKER}:
                 raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_JOIN}")
-            for record in decode(PeerList, payload).peers:
-                if record.card.peer_id == peer:
-                    self._take_own_word(record, peer, in_person=True)
+            for listed in decode(PeerList, payload).peers:
+                if listed.record.card.peer_id == peer:
+                    self._take_own_word(listed.record, peer, in_person=True)
                 else:
-                    self.learn(record)
+                    self.learn(listed)
+            if peer in self._known:
+                await self._reachability.check(self._known[peer].record.card)
         except ProtocolError as error:
             self.penalize(peer, "peer list", error)
         except ServiceError as error:
@@ -183,7 +197,11 @@ class PeerService:
             raise InvalidMessage(Fault.UNFINISHED, "no request")
         kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
         if kind is MessageType.PEER_JOIN:
-            self._take_own_word(decode(PeerRecord, payload), stream.peer_id, in_person=True)
+            record = decode(PeerRecord, payload)
+            self._take_own_word(record, stream.peer_id, in_person=True)
+            # Before the answer, so that of two that join at once at least the later hears where the other is.
+            with trio.move_on_after(_CHECK):
+                await self._reachability.check(record.card)
         elif kind is MessageType.PEER_LEAVE:
             decode(Nothing, payload)
             self.on_leave(stream.peer_id)
@@ -214,8 +232,14 @@ class PeerService:
     def peer_list(self, *, authoritative: bool) -> PeerList:
         """Give the list of living peers, ourselves first."""
         tracker = self.tracker()
-        living = [known.record for known in self._known.values() if known.liveness is Liveness.ALIVE]
-        return PeerList((tracker,) if tracker else (), int(authoritative), (self.record(), *living[:127]))
+        ours = self.record()
+        living = [
+            ListedPeer(known.record, self._reachability.reached(known.record.card))
+            for known in self._known.values()
+            if known.liveness is Liveness.ALIVE
+        ]
+        listed = (ListedPeer(ours, ours.card.addresses), *living[:127])
+        return PeerList((tracker,) if tracker else (), int(authoritative), listed)
 
     def liveness(self) -> Counter[Liveness]:
         """Count the peers we have heard from, by what we think of them."""
@@ -247,7 +271,8 @@ class PeerService:
 
     def on_leave(self, peer: PeerId) -> None:
         """Take in that a peer says it goes."""
-        if self._known.pop(peer, None) is not None:
+        if peer in self._known:
+            self._forget(peer)
             self.tell(PeerChanged(peer, "left"))
         self._dials = {
             address: dial
@@ -264,10 +289,9 @@ class PeerService:
                 self._want(address, peer)
         self._look_now.set()
 
-    def learn(self, record: PeerRecord) -> None:
-        """Take in a record that somebody passed on: it is worth a dial, it proves no life."""
-        card = check_record(record)
-        self.hear_of(card.peer_id, card.addresses)
+    def learn(self, listed: ListedPeer) -> None:
+        """Take in a peer that somebody lists: where it was met it is worth a dial, it proves no life."""
+        self.hear_of(check_record(listed.record).peer_id, listed.reached)
 
     def hear_of(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Take in where a peer is said to be."""
@@ -304,8 +328,7 @@ class PeerService:
         known.liveness = Liveness.ALIVE
 
     def _forget_the_silent(self) -> None:
-        silent = min(self._known, key=lambda peer: self._known[peer].seen)
-        del self._known[silent]
+        self._forget(min(self._known, key=lambda peer: self._known[peer].seen))
 
     async def _beat(self, nursery: trio.Nursery) -> None:
         while True:
@@ -314,6 +337,9 @@ class PeerService:
                 await self.publish(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
             for peer in self._unheard():
                 nursery.start_soon(self.introduce, peer)
+            for known in self._known.values():
+                if known.liveness is Liveness.ALIVE and self._reachability.is_due(known.record.card):
+                    nursery.start_soon(self._reachability.check, known.record.card)
 
     def _unheard(self) -> list[PeerId]:
         """Name connected peers whose heartbeats do not come: by gossip they would have, twice."""
@@ -326,25 +352,44 @@ class PeerService:
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
+        looked = trio.current_time()
         while True:
-            self._judge_the_silent()
+            now = trio.current_time()
+            if now - looked > SUSPECT_AFTER:
+                # It was we who stood still, and heard nothing of what was said: nobody is silent for that.
+                for known in self._known.values():
+                    known.seen += now - looked
+            looked = now
+            for ghost in self._judge_the_silent():
+                nursery.start_soon(self.network.disconnect, ghost)
             self._dial_the_lost(nursery, limit)
             with trio.move_on_after(_LOOK):
                 await self._look_now.wait()
             self._look_now = trio.Event()
 
-    def _judge_the_silent(self) -> None:
+    def _judge_the_silent(self) -> list[PeerId]:
+        """Give those that are dead and still connected: the connection is a ghost, and in the way of a new one."""
         now = trio.current_time()
         connected = set(self.network.connected())
+        ghosts = []
         for peer, known in list(self._known.items()):
             silent = now - known.seen
             if silent > DEAD_AFTER and known.liveness is not Liveness.DEAD:
                 self._declare_dead(peer, known)
+                for address in known.record.card.addresses:
+                    self._want(address, peer)
+                if peer in connected:
+                    ghosts.append(peer)
             elif silent > SUSPECT_AFTER and known.liveness is Liveness.ALIVE:
                 known.liveness = Liveness.SUSPECT
                 logger.info("peer %s is silent", peer_id_text(peer))
             if known.liveness is Liveness.DEAD and silent > 20 * DEAD_AFTER and peer not in connected:
-                del self._known[peer]
+                self._forget(peer)
+        return ghosts
+
+    def _forget(self, peer: PeerId) -> None:
+        del self._known[peer]
+        self._reachability.forget(peer)
 
     def _declare_dead(self, peer: PeerId, known: _Known) -> None:
         known.liveness = Liveness.DEAD
@@ -354,14 +399,16 @@ class PeerService:
         now = trio.current_time()
         connected = set(self.network.connected())
         room = self.wanted - len(connected)
+        busy = {dial.peer_id for dial in self._dials.values() if dial.under_way and dial.peer_id is not None}
         for dial in list(self._dials.values()):
             if dial.peer_id in connected:
                 if dial.address not in self.bootstrap:
                     del self._dials[dial.address]
                 continue
-            due = not dial.under_way and now >= dial.next_try
+            due = not dial.under_way and now >= dial.next_try and dial.peer_id not in busy
             if due and (room > 0 or dial.address in self.bootstrap):
                 room -= 1
+                busy.update(() if dial.peer_id is None else (dial.peer_id,))
                 dial.under_way = True
                 nursery.start_soon(self._dial, dial, limit)
 
@@ -386,7 +433,9 @@ class PeerService:
 
     def _back_off(self, dial: _Dial) -> None:
         dial.failures += 1
-        if dial.address in self.bootstrap or dial.failures < len(_BACK_OFF):
+        # Whoever has nobody left forgets nobody: any of them may be the way back.
+        is_kept = dial.address in self.bootstrap or dial.peer_id in self._known or not self.network.connected()
+        if is_kept or dial.failures < len(_BACK_OFF):
             step = min(dial.failures, len(_BACK_OFF) - 1)
             dial.next_try = trio.current_time() + _BACK_OFF[step]
         else:

@@ -5,6 +5,7 @@ imported. Arrivals are a matter of the seed and not of the scheduler as long as 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import combinations, count, product
 from typing import Final
 
@@ -74,7 +75,7 @@ class MemoryNetwork:
         for endpoint in map(Endpoint.from_str, settings.listen_addresses):
             host = "127.0.0.1" if endpoint.is_wildcard else endpoint.host
             port = endpoint.port or self._ports.setdefault(peer_id, _FIRST_PORT + len(self._ports))
-            listened.append(Endpoint(endpoint.kind, host, port, peer_id))
+            listened.append(replace(endpoint, host=host, port=port, peer_id=peer_id))
         announced = [Endpoint.from_str(text).of(peer_id) for text in settings.announce_addresses]
         return listened, announced or listened
 

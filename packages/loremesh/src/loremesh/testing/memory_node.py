@@ -167,6 +167,23 @@ class MemoryNode:
             listener.take_in(connection, "/ip4/127.0.0.1/tcp/0")
         return listener.peer_id
 
+    async def reaches(self, address: str, timeout: float = 5) -> bool:  # noqa: ASYNC109 - as above
+        """Tell whether the peer that a multiaddr names is there, whatever connections there are to it.
+
+        Raises:
+            UsageError: Not an address to dial, or one that names no peer.
+        """
+        endpoint = Endpoint.from_str(address)
+        if endpoint.is_wildcard or not endpoint.port or endpoint.peer_id is None:
+            raise UsageError(f"cannot check {address}: it names no one place and peer")
+        with trio.move_on_after(timeout):
+            try:
+                await self._network.dial(self, endpoint)
+            except Unreachable:
+                return False
+            return True
+        return False
+
     def _part(self, listener: "MemoryNode") -> None:
         self.let_go(listener.peer_id)
         listener.let_go(self.peer_id)

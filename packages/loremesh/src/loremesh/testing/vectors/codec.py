@@ -16,6 +16,7 @@ from loremesh.protocol.wire import (
     Envelope,
     GenesisRequest,
     HeadersRequest,
+    ListedPeer,
     MessageType,
     Nothing,
     PeerCard,
@@ -135,7 +136,7 @@ def cases() -> list[Case]:
         ("an optional value that is there", Status((at.story,), Height(2), (at.store.head,), ())),
         ("an optional value that is not", Status((), Height(0), (), ())),
         ("a request for headers", HeadersRequest(at.story, (at.store.head, at.story), (), 512)),
-        ("a peer list", PeerList((ANN.peer_id,), 1, (sign_card(ANN, card),))),
+        ("a peer list", PeerList((ANN.peer_id,), 1, (ListedPeer(sign_card(ANN, card), card.addresses),))),
         ("a refusal", Refusal("no such story here")),
         (
             "an envelope",
