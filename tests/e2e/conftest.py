@@ -11,7 +11,7 @@ import trio
 
 from loremesh.primitives import Millis
 from loremesh.protocol.genesis import Genesis, Parameters, genesis_to_toml
-from loremesh.testing.programs import NodeProcess, StartNode, run_node_process
+from loremesh.testing.node_processes import NodeProcess, StartNode, run_node_process
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 FAST = Parameters(

@@ -6,7 +6,7 @@ from pathlib import Path
 import trio
 
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
-from loremesh.testing.programs import StartNode, ask
+from loremesh.testing.node_processes import StartNode, ask
 
 
 async def test_an_executor_writes_what_an_openai_compatible_server_answers(

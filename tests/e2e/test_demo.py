@@ -2,7 +2,7 @@
 
 import json
 
-from loremesh.testing.programs import run_program
+from loremesh.testing.node_processes import run_program
 
 
 async def test_the_demo_ends_with_a_canon_by_several_hands() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from loremesh.storage.keys import write_key
 from loremesh.testing.builders import ANN, BOB
-from loremesh.testing.programs import Ended, StartNode, run_program
+from loremesh.testing.node_processes import Ended, StartNode, run_program
 
 WriteGenesis = Callable[..., Path]
 NOBODY = "/ip4/127.0.0.1/tcp/9/p2p/16Uiu2HAmGrbcEGtAbHku6eKUhPbe6nhsHQDdxQYoCTtLpnn8iBV9"

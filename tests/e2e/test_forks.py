@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from loremesh.testing.programs import NodeProcess, ask
+from loremesh.testing.node_processes import NodeProcess, ask
 
 
 def deny(node: NodeProcess, directory: Path, *others: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loremesh.testing.programs import StartNode, ask, run_program
+from loremesh.testing.node_processes import StartNode, ask, run_program
 
 WriteGenesis = Callable[..., Path]
 

@@ -26,8 +26,8 @@ from loremesh.protocol.wire import (
     unseal,
 )
 from loremesh.testing.builders import BOB, CAT, EASY, identity, resigned, small_genesis
+from loremesh.testing.node_processes import run_program
 from loremesh.testing.orchard import Orchard, name_of
-from loremesh.testing.programs import run_program
 
 EVE = identity("eve")
 GENESIS = small_genesis(EASY)

@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
-from loremesh.testing.programs import NodeProcess, StartNode, ask, run_node_process, run_program
+from loremesh.testing.node_processes import NodeProcess, StartNode, ask, run_node_process, run_program
 
 WriteGenesis = Callable[..., Path]
 

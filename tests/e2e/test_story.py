@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from loremesh.testing.programs import NodeProcess, StartNode, ask, run_program
+from loremesh.testing.node_processes import NodeProcess, StartNode, ask, run_program
 
 Story = tuple[NodeProcess, NodeProcess, NodeProcess]
 
