@@ -1,4 +1,4 @@
-"""The guide for a cloud machine: its unit is one, its commands are as they stand, and those that can run here are run."""
+"""The guide for a cloud machine: its unit is one, its commands exist, and those that can run here are run."""
 
 import os
 import re
@@ -71,9 +71,8 @@ def test_the_flags_of_the_unit_are_flags_of_the_program(unit: dict[str, list[str
     (command,) = unit["ExecStart"]
     program, *arguments = shlex.split(command)
     assert program == "/opt/loremesh/.venv/bin/loremesh-validator"
-    typer.main.get_command(validator.app).make_context(
-        "loremesh-validator", arguments
-    )  # raises on what it does not know
+    command_line = typer.main.get_command(validator.app)
+    command_line.make_context("loremesh-validator", arguments)  # raises on what it does not know
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
