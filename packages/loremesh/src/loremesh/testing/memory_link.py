@@ -4,7 +4,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
@@ -12,13 +11,14 @@ import trio
 
 from loremesh.errors import Unreachable
 from loremesh.primitives import KIB, PeerId
+from loremesh.testing.memory_gossip import GossipWay
+from loremesh.testing.weather import Chance, Weather
 
 T = TypeVar("T")
 
 WINDOW: Final = 256 * KIB
 """Bytes that one direction of a stream holds before its writer waits: yamux's first window."""
 _PIECE: Final = 64 * KIB
-_JITTER: Final = 0.1
 
 
 class Passage(Enum):
@@ -34,30 +34,47 @@ class Passage(Enum):
 class Link:
     """Two nodes, whether connected or not. Its delays come from the seed, so they are the same in every run."""
 
-    def __init__(self, latency: float, seed: str) -> None:
+    def __init__(self, latency: float, seed: str, weather: Weather) -> None:
         self.latency = latency
-        self.passage = Passage.OPEN
+        self.weather = weather
+        self.rank = random.Random(f"{seed}/rank").random()  # noqa: S311 - repeatable is the point
+        """Gossip prefers links of a low rank: a mesh that is the same in every run."""
         self.connection: Connection | None = None
+        self._passage = Passage.OPEN
+        self._mute = frozenset[PeerId]()
         self._seed = seed
         self._wires = 0
         self._bell = Bell()
 
-    def delays(self) -> Callable[[], float]:
-        """Give the delays of one more direction of one more conversation: the latency and up to a tenth of it."""
+    @property
+    def is_open(self) -> bool:
+        """Everything passes, both ways."""
+        return self._passage is Passage.OPEN and not self._mute
+
+    def is_silent(self, sender: PeerId) -> bool:
+        """What `sender` sends does not arrive for now."""
+        return self._passage is Passage.SILENT or sender in self._mute
+
+    def chance(self) -> Chance:
+        """Give the delays and mishaps of one more direction of one more conversation."""
         # Each direction draws its own numbers: who draws first would otherwise depend on the scheduler.
         self._wires += 1
-        draw = random.Random(f"{self._seed}/{self._wires}").random  # noqa: S311 - repeatable is the point
-        return lambda: self.latency * (1 + _JITTER * draw())
+        return Chance(self, f"{self._seed}/{self._wires}")
 
     def turn(self, passage: Passage) -> None:
-        """Let things pass, or not."""
-        self.passage = passage
+        """Let things pass, or not, both ways."""
+        self._passage = passage
+        self._mute = frozenset()
         if self.connection is not None:
             if passage is Passage.CUT:
                 self.connection.close()
             else:
-                self.connection.bell.ring()
+                self.connection.wake()
         self._bell.ring()
+
+    def mute(self, sender: PeerId) -> None:
+        """Let nothing arrive that `sender` sends; what is sent to it still does."""
+        self._mute |= {sender}
 
     async def go_there_and_back(self) -> None:
         """Take the time of one question and answer between nodes that need not be connected.
@@ -66,9 +83,9 @@ class Link:
             Unreachable: The link is cut.
         """
         await trio.sleep(2 * self.latency)
-        while self.passage is Passage.SILENT:
+        while self._passage is Passage.SILENT or self._mute:
             await self._bell.wait()
-        if self.passage is Passage.CUT:
+        if self._passage is Passage.CUT:
             raise Unreachable("no way there: the link is cut")
 
 
@@ -88,16 +105,6 @@ class Bell:
         await self._event.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Gossip:
-    """A message on its way; signer and number name it."""
-
-    signer: PeerId
-    number: int
-    topic: str
-    data: bytes
-
-
 class Connection:
     """Two connected nodes. `on_close` is called once, by whoever closes it first."""
 
@@ -113,7 +120,7 @@ class Connection:
         self._on_close = on_close
         self.link = link
         link.connection = self
-        self.gossip = {sender: Wire[Gossip](self) for sender in (dialler, listener)}
+        self.gossip = {sender: GossipWay(link, sender) for sender in (dialler, listener)}
 
     def other(self, peer_id: PeerId) -> PeerId:
         """Tell who is at the other end."""
@@ -125,15 +132,23 @@ class Connection:
             self.closed.set()
             self.link.connection = None
             self._on_close()
+            for way in self.gossip.values():
+                way.close()
             self.bell.ring()
 
-    async def go_there_and_back(self) -> None:
-        """Take the time of one question and answer.
+    def wake(self) -> None:
+        """Let what was held up go on, where it may."""
+        for way in self.gossip.values():
+            way.go_on()
+        self.bell.ring()
+
+    async def go_there_and_back(self, asker: PeerId) -> None:
+        """Take the time of one question by `asker` and one answer.
 
         Raises:
             Unreachable: The connection is closed, or closes meanwhile.
         """
-        question, answer = Wire[None](self), Wire[None](self)
+        question, answer = Wire[None](self, asker), Wire[None](self, self.other(asker))
         question.put(None)
         await question.take()
         answer.put(None)
@@ -143,18 +158,19 @@ class Connection:
 class Wire(Generic[T]):
     """One direction of a conversation: what is put in comes out in order, none before the link's delay."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, sender: PeerId) -> None:
         self._connection = connection
-        self._delay = connection.link.delays()
+        self._sender = sender
+        self._chance = connection.link.chance()
         self._items = deque[tuple[float, T]]()
         self._broken = False
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def put(self, item: T) -> None:
-        """Send `item` on its way."""
-        self._items.append((trio.current_time() + self._delay(), item))
+        """Send `item` on its way; in bad weather it takes longer, or the wire breaks."""
+        if self._chance.breaks():
+            self.break_off()
+            return
+        self._items.append((trio.current_time() + self._chance.delay_of_what_is_repeated(), item))
         self._connection.bell.ring()
 
     def break_off(self) -> None:
@@ -179,7 +195,7 @@ class Wire(Generic[T]):
             if self.is_broken:
                 raise Unreachable("the connection broke")
             due = self._items[0][0] if self._items else math.inf
-            is_silent = self._connection.link.passage is Passage.SILENT
+            is_silent = self._connection.link.is_silent(self._sender)
             if due <= trio.current_time() and not is_silent:
                 return self._items.popleft()[1]
             with trio.move_on_at(math.inf if is_silent else due):
@@ -232,8 +248,8 @@ class MemoryPipe:
 class Flow:
     """The bytes of one direction of a stream."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.wire = Wire[bytes](connection)
+    def __init__(self, connection: Connection, sender: PeerId) -> None:
+        self.wire = Wire[bytes](connection, sender)
         self.is_finished = False
         self._bell = connection.bell
         self._held = 0
@@ -272,7 +288,7 @@ class Flow:
         return data
 
 
-def stream_between(connection: Connection) -> tuple[MemoryPipe, MemoryPipe]:
-    """Make the two ends of a stream."""
-    there, back = Flow(connection), Flow(connection)
+def stream_between(connection: Connection, opener: PeerId) -> tuple[MemoryPipe, MemoryPipe]:
+    """Make the two ends of a stream, the opener's first."""
+    there, back = Flow(connection, opener), Flow(connection, connection.other(opener))
     return MemoryPipe(connection, there, back), MemoryPipe(connection, back, there)

@@ -18,15 +18,17 @@ from loremesh.primitives import PeerId
 from loremesh.protocol.identity import Identity
 from loremesh.testing.memory_link import Link, Passage
 from loremesh.testing.memory_node import MemoryNode
+from loremesh.testing.weather import FAIR, Weather
 
 _FIRST_PORT: Final = 4001
 
 
 class MemoryNetwork:
-    """Nodes, and what lies between them. `latency` is one way, in seconds; each delay is up to a tenth longer."""
+    """Nodes, and what lies between them. `latency` is one way, in seconds; the weather makes each delay longer."""
 
-    def __init__(self, *, latency: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, *, latency: float = 0.01, seed: int = 0, weather: Weather = FAIR) -> None:
         self.latency = latency
+        self._weather = weather
         self.numbers: Iterator[int] = count()
         self._seed = seed
         self._links: dict[frozenset[PeerId], Link] = {}
@@ -43,6 +45,16 @@ class MemoryNetwork:
     def cut(self, one: PeerId, other: PeerId, *, silently: bool = False) -> None:
         """Break the connection of two nodes and let none come about; silently: keep it, but let nothing through."""
         self.link(one, other).turn(Passage.SILENT if silently else Passage.CUT)
+
+    def mute(self, sender: PeerId, receiver: PeerId) -> None:
+        """Let nothing arrive that one node sends to another, though the other way stays open."""
+        self.link(sender, receiver).mute(sender)
+
+    def set_weather(self, weather: Weather) -> None:
+        """Change the weather on every link; that of one link is its `weather`."""
+        self._weather = weather
+        for link in self._links.values():
+            link.weather = weather
 
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Cut every link between two groups; a node in none of them keeps its links."""
@@ -66,7 +78,7 @@ class MemoryNetwork:
         pair = frozenset((one, other))
         if pair not in self._links:
             names = "/".join(sorted(peer_id.hex() for peer_id in pair))
-            self._links[pair] = Link(self.latency, f"{self._seed}/{names}")
+            self._links[pair] = Link(self.latency, f"{self._seed}/{names}", self._weather)
         return self._links[pair]
 
     def endpoints_of(self, peer_id: PeerId, settings: NetworkSettings) -> tuple[list[Endpoint], list[Endpoint]]:

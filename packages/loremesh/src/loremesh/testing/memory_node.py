@@ -1,7 +1,7 @@
 """One node of a network in memory.
 
-Different from a real one: gossip floods every connection instead of a mesh of some, and is not repaired; subscriptions
-and the DHT's records are known at once; a bug in a handler or a check ends `run`, where a test sees it.
+Different from a real one: gossip's mesh does not depend on how its members behave, and what is lost is not repaired;
+subscriptions and the DHT's records are known at once; a bug in a handler or a check ends `run`, where a test sees it.
 """
 
 from collections import OrderedDict
@@ -36,13 +36,15 @@ from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import KIB, PeerId
 from loremesh.protocol.identity import Identity, peer_id_text
-from loremesh.testing.memory_link import Connection, Gossip, Link, MemoryPipe, Passage, stream_between
+from loremesh.testing.memory_gossip import Gossip, Inbox, Letter
+from loremesh.testing.memory_link import Connection, Link, MemoryPipe, stream_between
 
 Handler = Callable[[Stream], Awaitable[None]]
 Accept = Callable[[PeerId, bytes], None]
 
 _ENVELOPE: Final = 4 * KIB
-_GOSSIP_UNDER_WAY: Final = 1024
+_MESH: Final = 8
+"""Neighbours to whom gossip is passed on, as gossipsub's D is."""
 _PROVIDERS_WANTED: Final = 20
 _SEEN: Final = 64 * KIB
 
@@ -96,6 +98,9 @@ class MemoryNode:
         self._handlers: dict[str, Handler] = {}
         self._accepts: dict[str, Accept] = {}
         self._seen = OrderedDict[tuple[PeerId, int], None]()
+        self._inbox = Inbox()
+        self._ranked: list[tuple[PeerId, Connection]] | None = None
+        """Who gossip can be passed on to, in the order preferred; None: to be found out."""
         self._records: dict[str, dict[PeerId, ProviderRecord]] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -108,6 +113,7 @@ class MemoryNode:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._hear)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -196,6 +202,7 @@ class MemoryNode:
         """Have one connection more."""
         peer_id = connection.other(self.peer_id)
         self._connections[peer_id] = connection
+        connection.gossip[peer_id].inbox = self._inbox
         if peer_id not in self._attended:
             self._attended.add(peer_id)
             self._start(self._attend, peer_id, address)
@@ -203,16 +210,18 @@ class MemoryNode:
     def let_go(self, peer_id: PeerId) -> None:
         """Have one connection less."""
         del self._connections[peer_id]
+        self._ranked = None
 
     async def _attend(self, peer_id: PeerId, address: str) -> None:
         while (connection := self._connections.get(peer_id)) is not None:
             try:
-                await connection.go_there_and_back()
+                await connection.go_there_and_back(self.peer_id)
             except Unreachable:
                 continue
             connection.is_usable = True
+            self._ranked = None
+            self._network.running(peer_id).has_news_of_neighbours()
             self._known.setdefault(peer_id, []).extend(self._network.running(peer_id).addresses())
-            self._start(self._hear, connection)
             await self._tell.send(PeerConnected(peer_id, address, inbound=connection.listener == self.peer_id))
             await connection.closed.wait()
             await self._tell.send(PeerDisconnected(peer_id))
@@ -235,7 +244,7 @@ class MemoryNode:
         return [
             self._network.running(peer_id)
             for peer_id, connection in self._connections.items()
-            if connection.is_usable and connection.link.passage is Passage.OPEN
+            if connection.is_usable and connection.link.is_open
         ]
 
     def _start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
@@ -264,10 +273,10 @@ class MemoryNode:
         """
         connection = self._connection(peer_id)
         with trio.move_on_after(timeout) as deadline:
-            await connection.go_there_and_back()
+            await connection.go_there_and_back(self.peer_id)
         if deadline.cancelled_caught:
             raise DeadlinePassed(f"no stream for {protocol} within {timeout:g} s")
-        near, far = stream_between(connection)
+        near, far = stream_between(connection, self.peer_id)
         self._network.running(peer_id).answer(protocol, connection, far)
         try:
             yield Stream(near, peer_id, max_frame=self._settings.max_frame)
@@ -333,7 +342,7 @@ class MemoryNode:
         connection = self._connection(peer_id)
         started = trio.current_time()
         with trio.move_on_after(timeout):
-            await connection.go_there_and_back()
+            await connection.go_there_and_back(self.peer_id)
             return trio.current_time() - started
         raise DeadlinePassed(f"no answer to a ping within {timeout:g} s")
 
@@ -361,18 +370,17 @@ class MemoryNode:
         await trio.lowlevel.checkpoint()
         self._relay(Gossip(self.peer_id, next(self._network.numbers), topic, data), self.peer_id)
 
-    async def _hear(self, connection: Connection) -> None:
-        forwarder = connection.other(self.peer_id)
+    async def _hear(self) -> None:
         while True:
-            try:
-                message = await connection.gossip[forwarder].take()
-            except Unreachable:
-                return
-            self._take_gossip(message, forwarder)
+            for letter in await self._inbox.take():
+                self._take_gossip(letter)
 
-    def _take_gossip(self, message: Gossip, forwarder: PeerId) -> None:
+    def _take_gossip(self, letter: Letter) -> None:
+        message, forwarder = letter.message, letter.forwarder
         name = message.signer, message.number
-        if message.topic not in self._accepts or name in self._seen or message.signer in self._denied:
+        if message.topic not in self._accepts or message.signer in self._denied:
+            return
+        if name in self._seen and not letter.again:
             return
         self._seen[name] = None
         while len(self._seen) > _SEEN:
@@ -383,18 +391,29 @@ class MemoryNode:
             self._tell_if_room(GossipRefused(message.topic, error.fault, message.signer, forwarder))
             return
         self._tell_if_room(GossipReceived(message.topic, message.data, message.signer, forwarder))
-        self._relay(message, forwarder)
+        if not letter.again:
+            self._relay(message, forwarder)
+
+    def has_news_of_neighbours(self) -> None:
+        """Take in that a connection became usable."""
+        self._ranked = None
 
     def _relay(self, message: Gossip, forwarder: PeerId) -> None:
-        for peer_id, connection in self._connections.items():
-            if peer_id in (forwarder, message.signer) or not connection.is_usable:
-                continue
+        if self._ranked is None:
+            usable = [(peer_id, one) for peer_id, one in self._connections.items() if one.is_usable]
+            self._ranked = sorted(usable, key=lambda item: item[1].link.rank)
+        passed_on = 0
+        for peer_id, connection in self._ranked:
             if not self._network.running(peer_id).has_topic(message.topic):
                 continue
-            if len(connection.gossip[self.peer_id]) < _GOSSIP_UNDER_WAY:
-                connection.gossip[self.peer_id].put(message)
-            else:
-                self.dropped_gossip += 1
+            passed_on += 1
+            if peer_id not in (forwarder, message.signer):
+                if connection.gossip[self.peer_id].is_full:
+                    self.dropped_gossip += 1
+                else:
+                    connection.gossip[self.peer_id].put(message)
+            if passed_on == _MESH:
+                return
 
     def _tell_if_room(self, event: NetworkEvent) -> None:
         waiting = self._tell.statistics().current_buffer_used
