@@ -16,8 +16,8 @@ from loremesh.config import Program, load_executors, load_settings
 from loremesh.errors import Unreachable, UsageError
 from loremesh.protocol.wire import SYNC_PROTOCOL
 from loremesh.testing.loopback import make_node
-from loremesh.testing.programs import Program as Running
-from loremesh.testing.programs import running, write_story
+from loremesh.testing.processes import Program as Running
+from loremesh.testing.processes import running, write_story
 
 Ask = Callable[..., Awaitable[Any]]
 PATIENCE = 90

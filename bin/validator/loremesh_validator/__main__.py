@@ -1,11 +1,15 @@
 """Start the `loremesh-validator` program."""
 
-from loremesh.cli.errors import run
-from loremesh.cli.validator import app
+from loremesh.cli.stopping import leave_at_signals
 
 
 def main() -> None:
     """Run it with the arguments of this process."""
+    leave_at_signals()
+    # After that, because these take long enough for a signal to come in between.
+    from loremesh.cli.errors import run  # noqa: PLC0415 - as said
+    from loremesh.cli.validator import app  # noqa: PLC0415 - as said
+
     run(app, "loremesh-validator")
 
 

@@ -124,7 +124,9 @@ class Behaviour:
         stopping = trio.Event()
         # The services run behind a shield, so that a cancelled node first says goodbye; it takes at most 2 s.
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._run_services, listening, stopping)
+            # A start that is cancelled waits for the end of what it has started, and that is shielded.
+            with trio.CancelScope(shield=True):
+                await nursery.start(self._run_services, listening, stopping)
             task_status.started()
             try:
                 await trio.sleep_forever()

@@ -27,7 +27,9 @@ async def running_network(identity: Identity, settings: NetworkSettings) -> Asyn
     network = Behaviour(identity, settings)
     done = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_run_until, network, done)
+        # Shielded, because what it starts is: a start that is cancelled waits for the end of what it has started.
+        with trio.CancelScope(shield=True):
+            await nursery.start(_run_until, network, done)
         try:
             yield network
         finally:

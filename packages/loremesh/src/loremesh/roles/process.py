@@ -6,13 +6,16 @@ files again.
 
 import logging
 import os
+import resource
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import trio
 
-from loremesh.errors import LoremeshError
+from loremesh.errors import LoremeshError, MachineError
+from loremesh.network.settings import NetworkSettings
 from loremesh.roles.node import Node
 
 logger = logging.getLogger("loremesh.process")
@@ -20,6 +23,8 @@ logger = logging.getLogger("loremesh.process")
 Start = Callable[["trio.TaskStatus[Node]"], Awaitable[None]]
 """Runs one node; reports it through the task status."""
 
+FILES_PER_NODE: Final = NetworkSettings().max_connections + 128
+"""Descriptors that a busy node needs: its connections, and the database, pipes and streams beside them."""
 _STOP_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -28,8 +33,10 @@ async def run_until_stopped(starts: Sequence[Start]) -> None:
     """Run nodes side by side until a signal ends them.
 
     Raises:
+        MachineError: Too few files may be open at once.
         LoremeshError: The only node failed, or the last one that was left.
     """
+    allow_files(len(starts))
     nodes: list[Node] = []
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -42,6 +49,23 @@ async def run_until_stopped(starts: Sequence[Start]) -> None:
                     for start in starts:
                         running.start_soon(_supervise, start, nodes, left)
             nursery.cancel_scope.cancel()
+
+
+def allow_files(nodes: int) -> None:
+    """Let this process open as many files as its nodes need, or as many as it may.
+
+    Raises:
+        MachineError: Those are too few for even one node.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if hard < FILES_PER_NODE:
+        raise MachineError(
+            f"this process may have {hard} files open, and a node needs {FILES_PER_NODE}: raise the limit (ulimit -n)"
+        )
+    wanted = min(hard, nodes * FILES_PER_NODE)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
 
 
 async def _supervise(start: Start, nodes: list[Node], left: list[int]) -> None:

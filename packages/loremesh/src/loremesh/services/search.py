@@ -35,7 +35,12 @@ class Search:
         """
         command = [sys.executable, "-m", "loremesh.services.search_process", str(self._share)]
         try:
-            process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            process = await trio.lowlevel.open_process(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in a terminal is the node's to handle
+            )
         except OSError as error:
             raise MachineError(f"the search process cannot be started: {error}") from error
         self._process = process

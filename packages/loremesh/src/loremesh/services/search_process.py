@@ -6,6 +6,7 @@ the job that was found, `START NONCE`. It ends with its stdin, so it never outli
 """
 
 import queue
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,9 @@ SLICE_SECONDS: Final = 0.01
 
 def main() -> None:
     """Search until stdin ends."""
+    # A service manager signals every process of a node; this one goes when the node lets it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     share = float(sys.argv[1])
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()

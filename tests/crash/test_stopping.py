@@ -1,0 +1,198 @@
+"""SIGTERM at any stage of a node's life: exit code 0 within seconds, nothing said, port and lock free again."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from loremesh.storage.lock import LOCK_NAME, locked
+from loremesh.storage.store import DATABASE_NAME
+from loremesh.testing.processes import Program, running, write_story
+
+IN_TIME: Final = 3.0
+PATIENT: Final = 10.0
+"""Seconds that a stop may take on a machine that others keep busy."""
+
+Reached = Callable[[Program, Path], Awaitable[None]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Look at the world outside again and again: it sends no events."""
+    with trio.fail_after(60):
+        while not is_so():  # noqa: ASYNC110 - as said
+            await trio.sleep(0.001)
+
+
+def handles(node: Program) -> bool:
+    """Tell whether a process has a handler of its own for SIGTERM."""
+    status = Path(f"/proc/{node.process.pid}/status").read_text(encoding="ascii")
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def has_imported(node: Program, name: str) -> bool:
+    return name in Path(f"/proc/{node.process.pid}/maps").read_text(encoding="utf-8")
+
+
+async def importing(node: Program, _directory: Path) -> None:
+    await until(lambda: handles(node))
+
+
+async def importing_libp2p(node: Program, _directory: Path) -> None:
+    await until(lambda: has_imported(node, "coincurve"))
+
+
+async def key_made(_node: Program, directory: Path) -> None:
+    await until((directory / "key").exists)
+
+
+async def directory_locked(_node: Program, directory: Path) -> None:
+    await until((directory / LOCK_NAME).exists)
+
+
+async def database_made(_node: Program, directory: Path) -> None:
+    await until((directory / f"{DATABASE_NAME}-wal").exists)
+
+
+async def listening(node: Program, _directory: Path) -> None:
+    def listens() -> bool:
+        places = [str(entry.readlink()) for entry in descriptors(node)]
+        inodes = {place[8:-1] for place in places if place.startswith("socket:")}
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        return any(row[9] in inodes and row[3] == "0A" for row in rows)
+
+    await until(listens)
+
+
+def descriptors(node: Program) -> Iterator[Path]:
+    for entry in Path(f"/proc/{node.process.pid}/fd").iterdir():
+        if entry.is_symlink():
+            yield entry
+
+
+async def telling_its_role(node: Program, _directory: Path) -> None:
+    await node.wait("state")
+
+
+async def ready(node: Program, _directory: Path) -> None:
+    await node.wait("ready")
+
+
+async def mining(node: Program, _directory: Path) -> None:
+    await node.wait("head")
+
+
+STAGES = [importing, importing_libp2p, key_made, directory_locked, database_made, listening, telling_its_role, ready]
+
+
+@contextmanager
+def silent_listener() -> Iterator[str]:
+    """Take connections and say nothing: whoever dials is kept waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
+
+
+async def check_stops(
+    name: str, reached: Reached, directory: Path, *flags: str, number: signal.Signals = signal.SIGTERM
+) -> None:
+    """Stop a node at a stage; check that it went cleanly, and that the same command works afterwards."""
+    port = free_port()
+    command = (name, "--data-dir", str(directory), "--listen-address", f"/ip4/127.0.0.1/tcp/{port}", *flags)
+    async with running(*command) as node:
+        await reached(node, directory)
+        code, took = await node.stop(number)
+        assert (code, node.said) == (0, ""), reached.__name__
+        assert took <= PATIENT, reached.__name__
+        sys.stdout.write(f"{name} stopped when {reached.__name__}: {took:.2f} s\n")
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+    with locked(directory):
+        pass
+
+
+def children_of(pid: int) -> list[int]:
+    """List the processes that a process has started, from any of its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for one in lists for child in one.read_text(encoding="ascii").split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at a process through /proc")
+async def test_a_validator_stopped_at_any_stage_of_its_start_goes_cleanly(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    for stage in STAGES:
+        await check_stops("loremesh-validator", stage, tmp_path / stage.__name__, "--genesis", genesis)
+        again = ("--data-dir", str(tmp_path / stage.__name__), "--genesis", genesis)
+        async with running("loremesh-validator", *again) as node:
+            await node.wait("ready")
+
+
+async def test_an_executor_stopped_while_it_mines_goes_cleanly(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    await check_stops("loremesh-executor", mining, tmp_path / "data", "--genesis", genesis)
+
+
+async def test_an_interrupt_is_as_good_as_a_termination(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    for stage in (importing_libp2p, ready):
+        await check_stops(
+            "loremesh-executor", stage, tmp_path / stage.__name__, "--genesis", genesis, number=signal.SIGINT
+        )
+
+
+async def test_a_node_stopped_while_it_waits_for_a_silent_bootstrap_node_goes_cleanly(tmp_path: Path) -> None:
+    with silent_listener() as address:
+        # Fetching the story, and with one of its own.
+        await check_stops("loremesh-validator", listening, tmp_path / "none", "--bootstrap-nodes", address)
+        genesis = str(write_story(tmp_path / "story.toml"))
+        flags = ("--bootstrap-nodes", address, "--genesis", genesis)
+        await check_stops("loremesh-validator", telling_its_role, tmp_path / "own", *flags)
+
+
+async def test_a_node_stopped_while_it_syncs_goes_cleanly(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    async with running("loremesh-executor", "--data-dir", str(tmp_path / "far"), "--genesis", genesis) as far:
+        address = (await far.wait("ready"))["addresses"][0]
+        await far.wait("head", lambda head: head["height"] >= 15)
+        # Its first head while it is being told of the others.
+        await check_stops("loremesh-validator", mining, tmp_path / "new", "--bootstrap-nodes", address)
+
+
+async def test_a_signal_to_every_process_of_a_node_is_a_clean_stop_too(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        directory = str(tmp_path / number.name)
+        async with running("loremesh-executor", "--data-dir", directory, "--genesis", genesis) as node:
+            await node.wait("head")
+            [child] = children_of(node.process.pid)
+            os.kill(child, number)
+            code, _ = await node.stop(number)
+            assert (code, node.said) == (0, "")
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+
+
+async def test_a_second_signal_ends_a_node_at_once(tmp_path: Path) -> None:
+    genesis = str(write_story(tmp_path / "story.toml"))
+    async with running("loremesh-validator", "--data-dir", str(tmp_path / "data"), "--genesis", genesis) as node:
+        await node.wait("ready")
+        began = time.perf_counter()
+        for _ in range(50):
+            node.process.send_signal(signal.SIGTERM)
+        code = await node.wait_end()
+        assert code in {0, 128 + signal.SIGTERM}
+        assert time.perf_counter() - began <= IN_TIME
