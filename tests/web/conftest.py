@@ -44,7 +44,10 @@ async def said(address: str, request: bytes) -> bytes:
 
 async def asked(address: str, path: str, method: str = "GET", *headers: str, body: bytes = b"") -> Answer:
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", "Connection: close", *headers, "", ""]
-    head, _, content = (await said(address, "\r\n".join(lines).encode() + body)).partition(b"\r\n\r\n")
+    answer = await said(address, "\r\n".join(lines).encode() + body)
+    if not answer:
+        raise ConnectionResetError("hung up on")
+    head, _, content = answer.partition(b"\r\n\r\n")
     status, *fields = head.decode().split("\r\n")
     named = dict(field.lower().split(": ", 1) for field in fields)
     return Answer(int(status.split(" ")[1]), named, content.decode())

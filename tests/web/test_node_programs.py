@@ -104,27 +104,33 @@ async def test_what_a_stranger_does_wrong_is_counted(
 async def test_clients_that_dawdle_stop_neither_the_node_nor_its_end(
     genesis: Path, tmp_path: Path, ask: Ask, nursery: trio.Nursery
 ) -> None:
-    async with validator(tmp_path / "node", "--genesis", str(genesis), "--http", "127.0.0.1:0") as node:
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(
+            validator(tmp_path / "node", "--genesis", str(genesis), "--http", "127.0.0.1:0")
+        )
         ready = await node.wait("ready")
         host, _, port = ready["http"].partition(":")
-        held = [await trio.open_tcp_stream(host, int(port)) for _ in range(100)]
-        for stream in held[:64]:
-            await stream.send_all(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+
+        async def dawdle(clients: int) -> list[trio.SocketStream]:
+            streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(clients)]
+            for stream in streams:
+                stack.push_async_callback(trio.aclose_forcefully, stream)
+            for stream in streams[:64]:
+                await stream.send_all(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+            return streams
+
+        first, *_ = await dawdle(100)
         stranger = make_node()
         await nursery.start(stranger.run)
         peer = await stranger.connect(ready["addresses"][0])
         assert await stranger.ping(peer) < PATIENCE
         with trio.fail_after(PATIENCE):
-            assert await held[0].receive_some() == b""  # cut off
-        assert (await ask(ready["http"], "/healthz")).status == 200
+            assert await first.receive_some() == b""  # cut off
+        assert (await first_answer(ask, ready["http"], "/healthz")).status == 200
 
-        late = [await trio.open_tcp_stream(host, int(port)) for _ in range(30)]
-        for stream in late:
-            await stream.send_all(b"GET /metrics HTTP/1.1\r\n")
+        await dawdle(30)
         code, _ = await node.stop()
         assert code == 0
-        for stream in (*held, *late):
-            await stream.aclose()
         nursery.cancel_scope.cancel()
 
 
@@ -144,7 +150,7 @@ async def test_a_node_answers_while_it_is_still_looking_for_its_story(tmp_path: 
 
 
 async def first_answer(ask: Ask, address: str, path: str) -> Any:
-    """Ask until somebody listens; each refusal takes no time, so the next try waits a moment."""
+    """Ask until somebody answers; a refusal takes no time, so the next try waits a moment."""
     with trio.fail_after(PATIENCE):
         while True:
             try:
