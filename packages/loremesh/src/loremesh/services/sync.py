@@ -1,7 +1,7 @@
-"""Sync: pulls what this node lacks from peers, headers first, then bodies in batches. Needs no gossip.
+"""Sync: pulls what this node lacks from peers, headers first, then bodies from several at once. Needs no gossip.
 
-A run against one peer costs it at most a batch when it lies: headers are checked as a chain before any body is asked
-for, and each body must be a block that was asked for. Branches that lost are pulled as well: forks are kept.
+A peer that lies costs at most a batch: headers are checked as a chain before any body is asked for, and each body must
+be a block that was asked for. Branches that lost are pulled as well: forks are kept.
 
 Source: docs/protocol/sync.md.
 """
@@ -9,6 +9,8 @@ Source: docs/protocol/sync.md.
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
@@ -17,7 +19,7 @@ from loremesh.errors import DeadlinePassed, Fault, InvalidBlock, InvalidMessage,
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId, StoryId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
-from loremesh.protocol.fork_choice import Store, is_known
+from loremesh.protocol.fork_choice import Store, is_known, missing_parents
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import Transaction
@@ -39,6 +41,7 @@ from loremesh.protocol.wire import (
     seal,
 )
 from loremesh.services.chain import Penalize
+from loremesh.services.download import BATCH, Download, Failure
 from loremesh.services.happenings import Clock
 
 T = TypeVar("T")
@@ -48,8 +51,15 @@ ANSWER_TIMEOUT: Final = 10.0
 _BATCH_TIMEOUT: Final = 30.0
 """Seconds for all the bodies of one request: a peer that sends one now and then holds nobody up."""
 _HEADERS: Final = 256
-_BODIES: Final = 64
 _DENSE_LOCATOR: Final = 10
+_SOURCES: Final = 4
+"""Peers who give the bodies of one pull."""
+_ASKED_AT_ONCE: Final = 8
+_ASKED_WHEN_BEHIND: Final = 3
+_GENERATIONS: Final = 4
+"""How often parents are asked for by name, each time those of the last; deeper gaps are for headers."""
+_COOLING: Final = 15.0
+"""Seconds that a peer which failed is left alone while others are there."""
 
 
 class Network(Protocol):
@@ -159,8 +169,68 @@ class Chain(Protocol):
         """Take in blocks, parents first, or raise InvalidBlock."""
 
 
+@dataclass(slots=True)
+class Pull:
+    """One attempt to bring `chain` up to all that `peer` has, its bodies fetched from `others` as well."""
+
+    puller: Puller
+    chain: Chain
+    peer: PeerId
+    others: tuple[PeerId, ...] = ()
+    came: int = 0
+    failed: dict[PeerId, Failure] = field(default_factory=dict)
+    """Who broke which rule, or was slow or gone."""
+
+    async def run(self, status: Status) -> None:
+        """Pull the head's chain first, then the other branches."""
+        for tip in (*status.head, *status.tips):
+            if tip not in self.chain.store.entries and self.peer not in self.failed:
+                await self._pull_branch(tip)
+
+    async def _pull_branch(self, tip: Hash) -> None:
+        story = self.chain.store.story
+        sources = [self.peer, *(other for other in self.others if other not in self.failed)]
+        download = Download(partial(self._fetch, story), self.chain, sources)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._name_missing, tip, download)
+            if not await download.run():
+                logger.info("headers were announced whose bodies nobody sent")
+            nursery.cancel_scope.cancel()
+        self.came += download.came
+        for peer, failure in download.failed.items():
+            self.failed.setdefault(peer, failure)
+
+    async def _fetch(self, story: StoryId, peer: PeerId, names: Sequence[Hash]) -> list[Block]:
+        return await self.puller.blocks(peer, story, names)
+
+    async def _name_missing(self, tip: Hash, download: Download) -> None:
+        """Tell the download what to fetch: headers towards `tip`, each answer beginning where the last ended."""
+        reached: Link | None = None
+        try:
+            while reached is None or reached.hash != tip:
+                # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
+                names, link = await self._next_headers(tip, reached)
+                if link is None or (reached is not None and link.height <= reached.height):
+                    break
+                reached = link
+                if names and not await download.add(names):
+                    break
+        except (ProtocolError, ServiceError) as error:
+            self.failed.setdefault(self.peer, error)
+        download.finish()
+
+    async def _next_headers(self, tip: Hash, reached: Link | None) -> tuple[list[Hash], Link | None]:
+        store = self.chain.store
+        names = (*(() if reached is None else (reached.hash,)), *locator(store))
+        headers = await self.puller.headers(self.peer, HeadersRequest(store.story, names, (tip,), _HEADERS))
+        try:
+            return await _check_headers(store, headers, reached)
+        except InvalidBlock as error:  # no block came: this is about the answer, and about who gave it
+            raise InvalidMessage(error.fault, error.detail) from error
+
+
 async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> int:
-    """Bring `chain` up to all that `peer` has: its head's chain first, then its other branches.
+    """Bring `chain` up to all that `peer` has, from `peer` alone.
 
     Returns:
         How many blocks came.
@@ -169,57 +239,29 @@ async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> in
         ProtocolError: The peer sent something wrong.
         ServiceError: The peer is slow or gone.
     """
-    came = 0
-    for tip in (*status.head, *status.tips):
-        reached: tuple[Link, ...] = ()
-        while tip not in chain.store.entries:
-            more, last = await _pull_batch(puller, chain, peer, tip, reached)
-            came += more
-            # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
-            if last is None or last.hash not in chain.store.entries or (reached and last.height <= reached[0].height):
-                break
-            reached = (last,)
-    return came
+    attempt = Pull(puller, chain, peer)
+    await attempt.run(status)
+    for failure in attempt.failed.values():
+        raise failure
+    return attempt.came
 
 
-async def _pull_batch(
-    puller: Puller, chain: Chain, peer: PeerId, tip: Hash, reached: tuple[Link, ...]
-) -> tuple[int, Link | None]:
-    """Pull the next headers towards `tip` after those `reached`, and their bodies.
-
-    Returns:
-        How many blocks came, and where the headers ended.
-    """
-    store = chain.store
-    names = (*(link.hash for link in reached), *locator(store))
-    headers = await puller.headers(peer, HeadersRequest(store.story, names, (tip,), _HEADERS))
-    try:
-        missing, last = await _check_headers(store, headers)
-    except InvalidBlock as error:  # no block came: this is about the answer, and about who gave it
-        raise InvalidMessage(error.fault, error.detail) from error
-    came = 0
-    for start in range(0, len(missing), _BODIES):
-        batch = missing[start : start + _BODIES]
-        blocks = await puller.blocks(peer, store.story, batch)
-        await chain.submit_all(blocks, peer)
-        came += len(blocks)
-        if len(blocks) < len(batch):
-            logger.info("a peer announced headers whose bodies it did not send")
-            break
-    return came, last
-
-
-async def _check_headers(store: Store, headers: Sequence[SignedHeader]) -> tuple[list[Hash], Link | None]:
-    """Check headers as a chain that starts at a block we know; name those we lack, and give the last one's link."""
+async def _check_headers(
+    store: Store, headers: Sequence[SignedHeader], reached: Link | None
+) -> tuple[list[Hash], Link | None]:
+    """Check headers as a chain that starts at `reached` or at a block of ours; name those we lack, link the last."""
     names: list[Hash] = []
     link: Link | None = None
     for signed in headers:
         header = signed.header
         name = check_header_alone(store.genesis, store.story, signed)
         if link is None:
-            if header.parent not in store.entries:
+            if reached is not None and header.parent == reached.hash:
+                link = reached
+            elif header.parent in store.entries:
+                link = store.entries[header.parent].link
+            else:
                 raise InvalidMessage(Fault.NOT_AS_ASKED, "headers that do not start at a block we named")
-            link = store.entries[header.parent].link
         elif header.parent != link.hash:
             raise InvalidMessage(Fault.NOT_AS_ASKED, "headers that are not consecutive")
         check_header_link(store.genesis, header, link, name)
@@ -246,13 +288,16 @@ def locator(store: Store) -> tuple[Hash, ...]:
 class SyncService:
     """Asks peers where they stand, and pulls what is missing here.
 
+    Several peers are asked at once, so that a silent one holds nobody up; one long pull runs at a time, and takes its
+    bodies from all who are known to keep the story.
+
     Args:
         puller: Towards the network.
         chain: Takes the blocks.
         network: Who is connected.
         wakeups: Peers to ask now: just connected, or the sender of an orphan.
         penalize: Hears which peer broke which rule.
-        interval: Seconds between two rounds when nothing wakes it; each round asks one peer.
+        interval: Seconds between two rounds; each asks one peer, or several while something is known to be missing.
     """
 
     def __init__(
@@ -272,45 +317,120 @@ class SyncService:
         self._penalize = penalize
         self._interval = interval
         self._turn = 0
+        self._pulling = trio.Lock()
+        self._being_asked: dict[PeerId, bool] = {}
+        """Who is being asked, and whether to ask again after that."""
+        self._keepers: dict[PeerId, None] = {}
+        """Who said that it keeps this story."""
+        self._failed_at: dict[PeerId, float] = {}
+        self._incomplete = False
         self.rounds = 0
         self.pulled = 0
-        """Blocks that came in rounds that ended well."""
+        """Blocks that came by asking."""
         self.failures = 0
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        while True:
-            peer: PeerId | None = None
-            with trio.move_on_after(self._interval):
-                peer = await self._wakeups.receive()
-            if peer is None:
-                peer = self._next_peer()
-            if peer is not None and peer in self._network.connected():
-                await self.sync_with(peer)
+        next_round = trio.current_time() + self._interval
+        async with trio.open_nursery() as nursery:
+            while True:
+                peers: list[PeerId] = []
+                with trio.move_on_at(next_round):
+                    peers = [await self._wakeups.receive()]
+                if not peers:
+                    next_round = trio.current_time() + self._interval
+                    peers = self._next_peers()
+                for peer in peers:
+                    if peer in self._being_asked:
+                        self._being_asked[peer] = True
+                    elif len(self._being_asked) < _ASKED_AT_ONCE:  # else its turn comes
+                        self._being_asked[peer] = False
+                        nursery.start_soon(self._ask, peer)
+
+    async def _ask(self, peer: PeerId) -> None:
+        again = True
+        while again and peer in self._network.connected():
+            self._being_asked[peer] = False
+            await self.sync_with(peer)
+            again = self._being_asked[peer]
+        del self._being_asked[peer]
 
     async def sync_with(self, peer: PeerId) -> None:
         """Pull from one peer; whatever goes wrong is that peer's, and never ours."""
         self.rounds += 1
         try:
+            await self._fetch_parents(peer)
             status = await self._puller.status(peer)
-            if status.story == (self._chain.store.story,):
-                came = await pull(self._puller, self._chain, peer, status)
-                self.pulled += came
-                if came:
-                    logger.info("%d blocks came by sync", came)
-        except InvalidBlock as error:  # the chain has named whoever sent it
-            self.failures += 1
-            logger.info("sync with a peer ended: %s", error)
-        except ProtocolError as error:
-            self.failures += 1
-            self._penalize(peer, "sync", error)
-        except ServiceError as error:
-            self.failures += 1
-            logger.debug("sync with a peer ended: %s", error)
+        except (ProtocolError, ServiceError) as error:
+            self._on_failure(peer, error)
+            return
+        self._failed_at.pop(peer, None)
+        if status.story != (self._chain.store.story,):
+            self._keepers.pop(peer, None)
+            return
+        self._keepers[peer] = None
+        if self._lacks_any_of(status):
+            async with self._pulling:
+                await self._pull(peer, status)
 
-    def _next_peer(self) -> PeerId | None:
-        peers = sorted(self._network.connected())
-        if not peers:
-            return None
-        self._turn += 1
-        return peers[self._turn % len(peers)]
+    def _lacks_any_of(self, status: Status) -> bool:
+        store = self._chain.store
+        return any(tip not in store.entries and tip not in store.held for tip in (*status.head, *status.tips))
+
+    async def _pull(self, peer: PeerId, status: Status) -> None:
+        attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer))
+        try:
+            await attempt.run(status)
+        finally:
+            self.pulled += attempt.came
+        self._incomplete = self._lacks_any_of(status)
+        for other, failure in attempt.failed.items():
+            self._on_failure(other, failure)
+        if attempt.came:
+            logger.info("%d blocks came by sync", attempt.came)
+
+    def _other_keepers(self, peer: PeerId) -> tuple[PeerId, ...]:
+        connected = set(self._network.connected())
+        self._keepers = {one: None for one in self._keepers if one in connected}
+        able = [one for one in self._keepers if one != peer and not self._is_cooling(one)]
+        start = self._turn % max(1, len(able))
+        return tuple((able[start:] + able[:start])[: _SOURCES - 1])
+
+    async def _fetch_parents(self, peer: PeerId) -> None:
+        """Ask for the parents of orphans by name: after a lost message, or a burst with gaps, that is all it takes."""
+        for _ in range(_GENERATIONS):
+            store = self._chain.store
+            names = missing_parents(store)[:BATCH]
+            if not names or self._pulling.locked():  # the pull brings them
+                return
+            blocks = await self._puller.blocks(peer, store.story, names)
+            if not blocks:
+                return
+            try:
+                await self._chain.submit_all(blocks, peer)
+            except InvalidBlock as error:  # the chain has named whoever sent it
+                logger.info("a peer sent an invalid parent: %s", error)
+                return
+            self.pulled += len(blocks)
+
+    def _on_failure(self, peer: PeerId, failure: Failure) -> None:
+        self.failures += 1
+        self._failed_at[peer] = trio.current_time()
+        if isinstance(failure, ProtocolError) and not isinstance(failure, InvalidBlock):
+            self._penalize(peer, "sync", failure)
+        else:  # slow or gone; or an invalid block, whose sender the chain has named
+            logger.info("sync with a peer ended: %s", failure)
+
+    def _is_cooling(self, peer: PeerId) -> bool:
+        failed_at = self._failed_at.get(peer)
+        return failed_at is not None and trio.current_time() - failed_at < _COOLING
+
+    def _next_peers(self) -> list[PeerId]:
+        """Choose whose turn it is; those that failed lately only when there is nobody else."""
+        connected = sorted(self._network.connected())
+        self._failed_at = {peer: at for peer, at in self._failed_at.items() if peer in connected}
+        peers = [peer for peer in connected if not self._is_cooling(peer)] or connected
+        wanted = _ASKED_WHEN_BEHIND if self._incomplete or self._chain.store.orphans else 1
+        chosen = [peers[(self._turn + number) % len(peers)] for number in range(min(wanted, len(peers)))]
+        self._turn += len(chosen)
+        return chosen

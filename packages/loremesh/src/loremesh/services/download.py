@@ -1,0 +1,170 @@
+"""Download: fetches the bodies of checked headers from several peers at once, and hands them to the chain in order.
+
+A peer that lies, withholds or is slow costs its batch: the batch moves to another peer, and whoever failed is asked no
+more. Blocks are durable as they come, so a download that is cut short is resumed from where it was.
+
+Source: docs/protocol/sync.md.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from loremesh.errors import ProtocolError, ServiceError
+from loremesh.primitives import Hash, PeerId
+from loremesh.protocol.block import Block, header_hash
+
+BATCH: Final = 64
+_REQUESTS_PER_PEER: Final = 2
+"""Under way at once, so that the next batch travels while the last is judged."""
+_AHEAD: Final = 8
+"""Batches fetched or under way beyond the first that is not in yet; they wait in memory."""
+_QUEUE: Final = 32
+"""Batches known by name, the above included."""
+_SLOW: Final = 3.0
+"""Seconds after which the first batch that is not in yet is asked of another peer as well."""
+
+Failure = ProtocolError | ServiceError
+Fetch = Callable[[PeerId, Sequence[Hash]], Awaitable[list[Block]]]
+"""Gives those blocks that a peer has, in the order asked, or raises a Failure."""
+
+
+class Chain(Protocol):
+    """What a download needs of a chain."""
+
+    async def submit_all(self, blocks: Sequence[Block], sender: PeerId | None) -> None:
+        """Take in blocks, parents first, or raise InvalidBlock."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Blocks of one request, and who has been asked for them."""
+
+    names: tuple[Hash, ...]
+    asked: dict[PeerId, float]
+    """Whoever is being asked, and since when."""
+    blocks: list[Block] | None = None
+    giver: PeerId | None = None
+
+
+class Download:
+    """The bodies of one growing chain of headers. `run` it, `add` names in order, and `finish`.
+
+    Args:
+        fetch: Asks a peer.
+        chain: Takes the blocks, a batch at a time and in order.
+        sources: Whom to ask, the best first.
+    """
+
+    def __init__(self, fetch: Fetch, chain: Chain, sources: Sequence[PeerId]) -> None:
+        self.came = 0
+        self.failed: dict[PeerId, Failure] = {}
+        """Who did what instead of giving blocks; to lack some is no failure."""
+        self._fetch = fetch
+        self._chain = chain
+        self._sources = dict.fromkeys(sources)
+        self._batches: list[_Batch] = []
+        self._finished = False
+        self._changed = trio.Event()
+
+    async def run(self) -> bool:
+        """Fetch until finished; False when nobody is left who gives what is missing."""
+        async with trio.open_nursery() as nursery:
+            for peer in list(self._sources):
+                for _ in range(_REQUESTS_PER_PEER):
+                    nursery.start_soon(self._ask, peer)
+            complete = await self._take_in()
+            self._sources.clear()  # before the workers end: nobody waits for room any more
+            self._ring()
+            nursery.cancel_scope.cancel()
+        return complete
+
+    async def add(self, names: Sequence[Hash]) -> bool:
+        """Name the blocks that follow; waits while many are to come. False when the download has ended."""
+        while len(self._batches) >= _QUEUE and self._sources:
+            await self._changed.wait()
+        self._batches += [_Batch(tuple(names[at : at + BATCH]), {}) for at in range(0, len(names), BATCH)]
+        self._ring()
+        return bool(self._sources)
+
+    def finish(self) -> None:
+        """Say that no more names follow."""
+        self._finished = True
+        self._ring()
+
+    def _ring(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _take_in(self) -> bool:
+        """Hand over one batch after the other, each once it is there."""
+        while True:
+            if not self._batches and self._finished:
+                return True
+            if self._batches and (blocks := self._batches[0].blocks) is not None:
+                await self._hand_over(self._batches[0], blocks)
+            elif not self._sources:
+                return False
+            else:
+                await self._changed.wait()
+
+    async def _hand_over(self, batch: _Batch, blocks: list[Block]) -> None:
+        giver = batch.giver
+        assert giver is not None  # noqa: S101 - for the type checker: who gave the blocks was noted with them
+        try:
+            await self._chain.submit_all(blocks, giver)
+        except ProtocolError as error:  # another peer may have the true body
+            self._drop(giver, error)
+            batch.blocks = None
+        else:
+            self.came += len(blocks)
+            got = {header_hash(block.header) for block in blocks}
+            batch.names = tuple(name for name in batch.names if name not in got)
+            batch.blocks = None
+            if batch.names:
+                self._drop(giver, None)
+            else:
+                del self._batches[0]
+        self._ring()
+
+    def _drop(self, peer: PeerId, failure: Failure | None) -> None:
+        """Ask a peer no more."""
+        self._sources.pop(peer, None)
+        if failure is not None:
+            self.failed.setdefault(peer, failure)
+        self._ring()
+
+    async def _ask(self, peer: PeerId) -> None:
+        """Fetch one batch after the other from one peer, until it fails."""
+        while peer in self._sources:
+            batch = self._choose(peer)
+            if batch is None:
+                with trio.move_on_after(_SLOW):
+                    await self._changed.wait()
+                continue
+            batch.asked[peer] = trio.current_time()
+            try:
+                blocks = await self._fetch(peer, batch.names)
+            except (ProtocolError, ServiceError) as error:
+                self._drop(peer, error)
+                return
+            finally:
+                del batch.asked[peer]
+            if not blocks:
+                self._drop(peer, None)
+            elif batch.blocks is None and peer in self._sources:  # nobody was quicker, and it has not failed meanwhile
+                batch.blocks, batch.giver = blocks, peer
+                self._ring()
+
+    def _choose(self, peer: PeerId) -> _Batch | None:
+        window = [batch for batch in self._batches[:_AHEAD] if batch.blocks is None]
+        for batch in window:
+            if not batch.asked:
+                return batch
+        if window and peer not in window[0].asked:
+            since = min(window[0].asked.values())
+            if trio.current_time() - since >= _SLOW:
+                return window[0]
+        return None
