@@ -6,7 +6,12 @@ stock code to see whether the defect is still there: when such a test fails, ups
 
 import logging
 
-import libp2p  # noqa: F401 - its import sets up its logging, which the next line changes
+_upstream = logging.getLogger("libp2p")
+_asked_for = _upstream.level
 
-# Upstream logs ordinary happenings (a peer leaving, a refused stream) as errors; ours are in `loremesh.network`.
-logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+import libp2p  # noqa: E402, F401 - its import sets up its logging, which the lines before and after undo
+
+# Upstream logs ordinary happenings (a peer leaving, a refused stream) as errors, so it is silent unless a program has
+# asked for it (`--log-level debug`); then its lines go where all others go. Ours are in `loremesh.network`.
+_upstream.propagate = True
+_upstream.setLevel(_asked_for or logging.CRITICAL)
