@@ -13,7 +13,7 @@ from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, is_canonical
 from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Evidence, Head, PeerChanged, Rejected
 from loremesh.services.peers import DEAD_AFTER
-from loremesh.testing.builders import ANN, BOB, CAT, DAN, EASY, small_genesis
+from loremesh.testing.builders import BOB, CAT, DAN, EASY, small_genesis
 from loremesh.testing.happened import Happened
 from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.orchard import Orchard, name_of
@@ -39,7 +39,7 @@ def chain_on(disk: MemoryDisk, clock: Callable[[], Millis], happened: Happened) 
     def penalize(peer_id: PeerId, what: str, error: ProtocolError) -> None:
         raise AssertionError(f"nobody did anything wrong: {what}: {error}")
 
-    return ChainService(GENESIS, disk, clock=clock, tell=happened, penalize=penalize, me=ANN.peer_id)
+    return ChainService(GENESIS, disk, clock=clock, tell=happened, penalize=penalize)
 
 
 async def test_what_was_kept_is_there_after_a_restart_with_the_clock_set_back(

@@ -195,7 +195,13 @@ async def _find_genesis(settings: Settings, role: str, disk: Disk, lookout: Look
     if settings.genesis is not None:
         genesis = read_genesis(settings.genesis)
     elif kept is not None:
-        genesis = genesis_from_bytes(kept)
+        try:
+            genesis = genesis_from_bytes(kept)
+        except ProtocolError as error:
+            raise MachineError(
+                f"the genesis in {settings.data_dir} is damaged ({error}): move the directory away, keep its key, "
+                "and start again with --genesis or --bootstrap-nodes"
+            ) from error
         check_story(genesis, settings.story, str(settings.data_dir))
         return genesis
     elif settings.bootstrap_nodes:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 _MOST_SHARED: Final = 256
 """Callers whose writes share one transaction at most, so that the first of them need not wait without end."""
 _BUSY_MILLIS: Final = 5000
+_SMALLEST_PAGE: Final = 512
 _REFUSALS: Final = (apsw.FullError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)
 _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
 _FAILURES: Final = (apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.NoMemError, apsw.ProtocolError)
@@ -140,29 +141,71 @@ def explained(path: Path) -> Iterator[None]:
     except _REFUSALS as error:
         raise MachineError(f"cannot write {path}: {error}") from error
     except _DAMAGE as error:
-        raise MachineError(
-            f"{path} is damaged ({error}): move it away and start again, the story comes back from the peers"
-        ) from error
+        raise damaged(path, str(error)) from error
+    except UnicodeDecodeError as error:  # bytes turned into text, or a name that was changed
+        raise damaged(path, "text that is none") from error
     except _FAILURES as error:
         raise StorageError(f"{path}: {error}") from error
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}") from error
 
 
+def damaged(path: Path, reason: str) -> MachineError:
+    """Give the error for a file that cannot be used any more."""
+    return MachineError(
+        f"{path} is damaged ({reason}): move it away and start again, the story comes back from the peers"
+    )
+
+
 def _open(path: Path) -> tuple[apsw.Connection, apsw.Connection]:
     with explained(path):
+        _check_not_cut(path)
         writer = apsw.Connection(str(path))
         try:
             _prepare(writer)
-            migrate(writer)
+            _migrate(writer, path)
             sync_directory(path.parent)  # SQLite syncs the file, and the name of its log, but not the file's name
             reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             _prepare(reader)
             reader.pragma("query_only", value=True)
+        except apsw.SQLError as error:  # our statements are right, so what the file says of itself is not
+            writer.close()
+            raise damaged(path, str(error)) from error
         except BaseException:
             writer.close()
             raise
     return writer, reader
+
+
+def _check_not_cut(path: Path) -> None:
+    """Refuse a log without its database: SQLite takes the rest of one for a new file, and deletes the log.
+
+    Raises:
+        MachineError: There is such a log.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size and (not path.exists() or path.stat().st_size < _SMALLEST_PAGE):
+        raise damaged(path, "cut short, and its log is not")
+
+
+def _migrate(connection: apsw.Connection, path: Path) -> None:
+    """Bring the file to the newest version, and see that its tables are those that this makes.
+
+    Raises:
+        MachineError: It is of a newer program, or its description of itself is damaged.
+    """
+    pristine = apsw.Connection(":memory:")
+    try:
+        migrate(connection)
+        migrate(pristine)
+        if _schema(connection) != _schema(pristine):
+            raise damaged(path, "its tables are not ours")
+    finally:
+        pristine.close()
+
+
+def _schema(connection: apsw.Connection) -> list[object]:
+    return list(connection.execute("select type, name, tbl_name, sql from sqlite_schema order by name"))
 
 
 def _prepare(connection: apsw.Connection) -> None:

@@ -1,6 +1,6 @@
 """Everything a node keeps: one story's blocks, the transactions that wait, the peers met, and small notes."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Final, Self, cast
 import apsw
 
 from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
-from loremesh.storage.database import Database
+from loremesh.storage.database import Database, damaged
 from loremesh.storage.lock import locked
 from loremesh.storage.writes import (
     RememberPeer,
@@ -79,7 +79,7 @@ class Store:
         """Give the encoded genesis, None in a new directory."""
 
         def query(connection: apsw.Connection) -> bytes | None:
-            row = connection.execute("select data from block where parent is null").fetchone()
+            row = connection.execute("select cast(data as blob) from block where parent is null").fetchone()
             return None if row is None else row[0]
 
         return await self._database.read(query)
@@ -88,12 +88,20 @@ class Store:
         """Keep blocks, parents first (the genesis before all); those kept already stay as they are."""
         await self.commit(SaveBlocks(tuple(blocks)))
 
-    async def blocks(self, batch: int = 256) -> AsyncIterator[list[StoredBlock]]:
-        """Give every block but the genesis in the order they were saved, `batch` at a time."""
+    async def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
+        """Give every block but the genesis in the order they were saved, `batch` at a time.
+
+        Raises:
+            MachineError: The file is damaged, be it in a way that would only hide blocks.
+        """
         last = 0
         while found := await self._database.read(partial(_blocks_after, after=last, limit=batch)):
             last = found[-1][0]
-            yield [StoredBlock(*row[1:]) for row in found]
+            if any(row[1] != row[0] for row in found):
+                raise damaged(self._database.path, "blocks are not found by their hashes")
+            yield [StoredBlock(*row[2:]) for row in found]
+        if not await self._database.read(_is_whole):
+            raise damaged(self._database.path, "blocks are missing")
 
     async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
         """Give the encodings of those of `hashes` that are kept; the genesis is not among them."""
@@ -102,7 +110,7 @@ class Store:
             found = {}
             for hash_ in hashes:
                 row = connection.execute(
-                    "select data from block where hash = ? and parent is not null", (hash_,)
+                    "select cast(data as blob) from block where hash = ? and parent is not null", (hash_,)
                 ).fetchone()
                 if row is not None:
                     found[hash_] = row[0]
@@ -151,10 +159,24 @@ class Store:
         return await self._database.read(query)
 
 
-def _blocks_after(connection: apsw.Connection, after: int, limit: int) -> list[tuple[int, Hash, Hash, Height, bytes]]:
+def _blocks_after(
+    connection: apsw.Connection, after: int, limit: int
+) -> list[tuple[int, int | None, Hash, Hash, Height, bytes]]:
+    """Give rows with their sequence twice: as it stands there, and as the index finds it."""
     rows = connection.execute(
-        "select sequence, hash, parent, height, data from block where sequence > ? and parent is not null "
+        "select sequence, (select named.sequence from block as named where named.hash = block.hash), "
+        "hash, parent, height, cast(data as blob) from block where sequence > ? and parent is not null "
         "order by sequence limit ?",
         (after, limit),
     )
-    return cast("list[tuple[int, Hash, Hash, Height, bytes]]", rows.fetchall())
+    return cast("list[tuple[int, int | None, Hash, Hash, Height, bytes]]", rows.fetchall())
+
+
+def _is_whole(connection: apsw.Connection) -> bool:
+    """Tell whether table and index agree on how many blocks there are, one of them without a parent."""
+    counted = connection.execute(
+        "select count(*), count(parent), (select count(*) from block indexed by sqlite_autoindex_block_1) "
+        "from block not indexed"
+    ).fetchall()
+    rows, parents, hashes = cast("tuple[int, int, int]", counted[0])
+    return rows == hashes and rows - parents == min(rows, 1)

@@ -1,6 +1,6 @@
 """A disk in memory: `ChainService` on it costs no thread and no file, and a test may hold it up."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import trio
 
@@ -53,7 +53,7 @@ class MemoryDisk:
             case _:
                 raise TypeError(f"a chain writes no {type(write).__name__}")
 
-    async def blocks(self, batch: int = 256) -> AsyncIterator[list[StoredBlock]]:
+    async def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
         """Give every block in the order saved."""
         kept = list(self._blocks.values())
         for start in range(0, len(kept), batch):
