@@ -5,7 +5,8 @@ hears of a block, or can read one, before it is durable.
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -57,7 +58,7 @@ class Disk(Protocol):
     async def commit(self, *writes: Write) -> None:
         """Make all of `writes` durable."""
 
-    def blocks(self, batch: int = 256) -> AsyncIterator[list[StoredBlock]]:
+    def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
         """Give every block in the order saved."""
 
     async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
@@ -160,14 +161,10 @@ class ChainService:
         """
         # What is kept had its time already; after the clock was set back it must not wait for it again.
         self._coming = self._coming._replace(now=_END_OF_TIME)
-        async for batch in self._disk.blocks():
-            for stored in batch:
-                try:
-                    self._coming = await self._reduce(decode(Block, stored.data))
-                except ProtocolError as error:
-                    raise _damaged(stored.hash, str(error)) from error
-                if stored.hash not in self._coming.entries:
-                    raise _damaged(stored.hash, "it does not join the others")
+        async with aclosing(self._disk.blocks()) as batches:
+            async for batch in batches:
+                for stored in batch:
+                    await self._rejoin(stored)
         self._coming = self._coming._replace(now=Millis(self._clock()), changes=())
         self._store = self._coming
         state, now = self.parent().state, Millis(self._clock())
@@ -177,6 +174,14 @@ class ChainService:
             except ProtocolError as error:  # overtaken by a block while it was on the disk
                 logger.debug("a kept transaction is not wanted any more: %s", error)
         self.head.set(self._store.head)
+
+    async def _rejoin(self, stored: StoredBlock) -> None:
+        try:
+            self._coming = await self._reduce(decode(Block, stored.data))
+        except ProtocolError as error:
+            raise _damaged(stored.hash, str(error)) from error
+        if stored.hash not in self._coming.entries:
+            raise _damaged(stored.hash, "it does not join the others")
 
     async def run(self) -> None:
         """Serve until cancelled."""
