@@ -15,11 +15,10 @@ from loremesh.network.events import CallServed, GossipReceived, PeerConnected, P
 from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.swarm import is_inbound
+from loremesh.network.upstream.watch import Watch
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
 from loremesh.testing.loopback import PATIENCE, make_node, wait_event
-
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 ECHO = "/loremesh/echo/1"
@@ -197,32 +196,12 @@ async def test_a_peer_known_by_several_addresses_is_connected_once(start_node: S
     named = hub.addresses()
     bare = [address.partition("/p2p/")[0] for address in named]
     connections = set[Any]()
-    hub._swarm.register_notifee(Counting(connections))
+    hub._swarm.register_notifee(Watch(connections.add, lambda _: None))
     async with trio.open_nursery() as nursery:
         for address in (*named, *bare, *named):
             nursery.start_soon(node.connect, address, PATIENCE)
     await is_settled(hub, node)
     assert len(connections) == 1
-
-
-class Counting(INotifee):
-    """Counts connections that came about, for however short a time."""
-
-    def __init__(self, seen: set[Any]) -> None:
-        self._seen = seen
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
-        self._seen.add(conn)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def listen(self, network: INetwork, multiaddr: Any) -> None: ...
-
-    async def listen_close(self, network: INetwork, multiaddr: Any) -> None: ...
 
 
 async def test_an_address_is_checked_whatever_connections_there_are(start_node: StartNode) -> None:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
@@ -39,13 +39,14 @@ from loremesh.network.frames import Stream
 from loremesh.network.local import dialable
 from loremesh.network.locks import KeyedLocks
 from loremesh.network.settings import NetworkSettings
-from loremesh.network.upstream import gossipsub, kademlia, pubsub
+from loremesh.network.upstream import circuits, gossipsub, kademlia, pubsub, relay
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.host import PING_PROTOCOL, QuietHost, ping
 from loremesh.network.upstream.listening import Listening
 from loremesh.network.upstream.services import running
 from loremesh.network.upstream.streams import StreamPipe, opened
 from loremesh.network.upstream.swarm import close_quietly, endpoints_among, is_alive, is_inbound
+from loremesh.network.upstream.watch import Watch
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import Identity, check_peer_id, peer_id_text
 
@@ -104,10 +105,15 @@ class Behaviour:
             is_denied=lambda peer_id: peer_id in self._denied,
         )
         self._kademlia = kademlia.BoundedKademlia(self._host, server=settings.dht_server)
-        self._swarm.register_notifee(_Watch(self))
-        self._host.set_stream_handler(
-            gossipsub.PROTOCOL, self._blaming(gossipsub.PROTOCOL, self._pubsub.stream_handler)
-        )
+        self._swarm.register_notifee(Watch(self.on_connection, self.on_disconnection))
+        self._circuits = circuits.Circuits(self._host, self._swarm)
+        handlers = {gossipsub.PROTOCOL: self._pubsub.stream_handler}
+        if settings.relay:
+            handlers[relay.HOP] = relay.Relay(self._host, self._swarm, lambda: self._host.advertised).handle_hop
+        if any(endpoint.relay is not None for endpoint in self._listen):
+            handlers[relay.STOP] = self._circuits.handle_stop
+        for protocol, handler in handlers.items():
+            self._host.set_stream_handler(protocol, self._blaming(protocol, handler))
 
     # running
 
@@ -118,7 +124,7 @@ class Behaviour:
             MachineError: A port is taken or not ours to take; nothing runs then.
         """
         listening = Listening()
-        await listening.open(self._listen)
+        await listening.open(endpoint for endpoint in self._listen if endpoint.relay is None)
         places = self._announced or dialable(listening.endpoints())
         self._host.advertised = [Multiaddr(str(place.of(self.peer_id))) for place in places]
         stopping = trio.Event()
@@ -147,6 +153,9 @@ class Behaviour:
                 await self._pubsub.wait_until_ready()
                 self._nursery = await stack.enter_async_context(trio.open_nursery())
                 accepting = await self._nursery.start(self._accept_sockets, listening)
+                for endpoint in self._listen:
+                    if endpoint.relay is not None:
+                        self._nursery.start_soon(self._circuits.keep, endpoint, self._on_reservation)
                 task_status.started()
                 await stopping.wait()
                 accepting.cancel()
@@ -159,6 +168,11 @@ class Behaviour:
         with trio.CancelScope() as accepting:
             task_status.started(accepting)
             await listening.serve(self._swarm, self._nursery)
+
+    def _on_reservation(self, endpoint: Endpoint, is_kept: bool) -> None:  # noqa: FBT001 - a plain callback
+        place = Multiaddr(str(endpoint.of(self.peer_id)))
+        others = [known for known in self._host.advertised if known != place]
+        self._host.advertised = [*others, place] if is_kept else others
 
     # peers
 
@@ -463,29 +477,10 @@ class Behaviour:
         return records
 
 
-class _Watch(INotifee):
-    """Passes the swarm's news on."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self._behaviour = behaviour
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
-        self._behaviour.on_connection(conn)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002 - upstream's
-        self._behaviour.on_disconnection(conn)
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-
 def _one_place(address: str) -> Endpoint:
     endpoint = Endpoint.from_str(address)
     if endpoint.is_wildcard or not endpoint.port:
         raise UsageError(f"cannot dial {address}: it names no one place")
+    if endpoint.relay is not None and endpoint.peer_id is None:
+        raise UsageError(f"cannot dial {address}: it names nobody behind the relay")
     return endpoint

@@ -10,8 +10,10 @@ class NetworkSettings:
     """Everything about the network that an operator or a test may set. Times are in seconds.
 
     Attributes:
-        listen_addresses: Multiaddrs to listen on, TCP only; port 0 lets the machine choose; none: dial only.
+        listen_addresses: Multiaddrs to listen on; port 0 lets the machine choose; `/ws` after the port means WebSocket;
+            `…/p2p/<relay>/p2p-circuit` means to be reachable through that relay; none: dial only.
         announce_addresses: Multiaddrs told to others instead of the ones listened on (behind NAT).
+        relay: Pass bytes on between peers that cannot reach each other.
         dht_server: Answer other nodes' Kademlia lookups and keep provider records.
         max_connections: Open connections, both directions together.
         max_connections_per_address: Inbound connections from one remote IP address.
@@ -26,6 +28,7 @@ class NetworkSettings:
 
     listen_addresses: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_addresses: tuple[str, ...] = ()
+    relay: bool = False
     dht_server: bool = True
     max_connections: int = 128
     max_connections_per_address: int = 16

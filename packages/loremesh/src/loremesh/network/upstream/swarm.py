@@ -15,6 +15,7 @@ when two nodes dial each other at once, or one dials two addresses of the other,
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -89,19 +90,38 @@ class BoundedSwarm(Swarm):
         self._inbound = Counter[str]()
         self._handshakes = trio.CapacityLimiter(settings.max_pending)
         self._adding = KeyedLocks[ID]()
+        self.open_circuit: Callable[[Endpoint], Awaitable[RawConnection]] = _no_circuit
 
     # inbound
 
     async def serve_socket(self, transport: Transport, socket: trio.SocketStream) -> None:
         """Serve one accepted socket until its connection ends; never raises but for cancellation."""
-        address = str(socket.socket.getpeername()[0])
+        try:
+            address = str(socket.socket.getpeername()[0])
+            await self._serve(address, partial(_raw, socket, transport, initiator=False))
+        except OSError as error:
+            _log.debug("an accepted socket is gone already: %r", error)
+        finally:
+            await trio.aclose_forcefully(socket)
+
+    async def serve_circuit(self, relay: str, raw: RawConnection) -> None:
+        """Serve the near end of a circuit until its connection ends; one relay counts like one address."""
+
+        async def open_already() -> RawConnection:
+            return raw
+
+        try:
+            await self._serve(relay, open_already)
+        finally:
+            await raw.close()
+
+    async def _serve(self, address: str, open_raw: Callable[[], Awaitable[RawConnection]]) -> None:
         if not self._may_enter(address):
             _log.debug("no room for a connection from %s", address)
-            await trio.aclose_forcefully(socket)
             return
         self._inbound[address] += 1
         try:
-            muxed = await self._shake_hands(transport, socket)
+            muxed = await self._shake_hands(open_raw)
             await muxed.event_closed.wait()
         except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
             _log.debug("a connection from %s came to nothing: %r", address, error)
@@ -109,7 +129,6 @@ class BoundedSwarm(Swarm):
             self._inbound[address] -= 1
             if not self._inbound[address]:
                 del self._inbound[address]
-            await trio.aclose_forcefully(socket)
 
     def _may_enter(self, address: str) -> bool:
         settings = self._settings
@@ -118,11 +137,10 @@ class BoundedSwarm(Swarm):
         outbound = sum(not is_inbound(conn) for conn in self.get_connections())
         return self._inbound[address] < cap and self._inbound.total() + outbound < settings.max_connections
 
-    async def _shake_hands(self, transport: Transport, socket: trio.SocketStream) -> BoundedYamux:
+    async def _shake_hands(self, open_raw: Callable[[], Awaitable[RawConnection]]) -> BoundedYamux:
         with trio.fail_after(self._settings.handshake_timeout):
             async with self._handshakes:
-                raw = await _raw(socket, transport, initiator=False)
-                muxed = await self.upgrade_inbound_raw_conn(raw, _NOWHERE)
+                muxed = await self.upgrade_inbound_raw_conn(await open_raw(), _NOWHERE)
         assert isinstance(muxed, BoundedYamux)  # noqa: S101 - the gate offers nothing else
         return muxed
 
@@ -151,6 +169,8 @@ class BoundedSwarm(Swarm):
         return True
 
     async def _try_each(self, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
+        if endpoint.relay is not None:
+            return await self._secure(endpoint, partial(self.open_circuit, endpoint), use)
         errors: list[Exception] = []
         for host in (await _resolve(endpoint))[:_ADDRESSES_TO_TRY]:
             try:
@@ -168,16 +188,32 @@ class BoundedSwarm(Swarm):
             if _is_refusal(error):
                 raise ConnectionRefused(f"nobody listens at {endpoint}") from error
             raise Unreachable(f"no way to {endpoint}: {error}") from error
-        expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
         try:
-            with trio.fail_after(self._settings.handshake_timeout):
-                raw = await _raw(socket, endpoint.transport, initiator=True)
-                return await use(await self.upgrader.upgrade_security(raw, is_initiator=True, peer_id=expected))
-        except Exception as error:
-            await trio.aclose_forcefully(socket)
-            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+            return await self._secure(endpoint, partial(_raw, socket, endpoint.transport, initiator=True), use)
         except BaseException:
             await trio.aclose_forcefully(socket)
+            raise
+
+    async def _secure(
+        self,
+        endpoint: Endpoint,
+        open_raw: Callable[[], Awaitable[RawConnection]],
+        use: Callable[[ISecureConn], Awaitable[T]],
+    ) -> T:
+        expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
+        raw: RawConnection | None = None
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                raw = await open_raw()
+                return await use(await self.upgrader.upgrade_security(raw, is_initiator=True, peer_id=expected))
+        except Exception as error:
+            if raw is not None:
+                await raw.close()
+            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+        except BaseException:
+            if raw is not None:
+                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                    await raw.close()
             raise
 
     async def _add(self, secured: ISecureConn) -> SwarmConn:
@@ -280,6 +316,11 @@ def is_inbound(conn: INetConn) -> bool:
     return isinstance(conn, SwarmConn) and conn.direction is Direction.INBOUND
 
 
+def is_relayed(conn: INetConn) -> bool:
+    """Tell whether a connection leads through a relay."""
+    return any("/p2p-circuit" in str(address) for address in conn.get_transport_addresses())
+
+
 async def is_alive(conn: INetConn) -> bool:
     """Ask for a sign of life on this very connection."""
     muxed = conn.muxed_conn
@@ -301,6 +342,10 @@ async def _cut(muxed: IMuxedConn) -> None:
     await trio.sleep(_FAREWELL)
     if isinstance(muxed, BoundedYamux):
         await muxed.secured_conn.close()  # a goodbye stuck in a full buffer gives up when its socket goes
+
+
+async def _no_circuit(endpoint: Endpoint) -> RawConnection:
+    raise Unreachable(f"no way to {endpoint}: this node uses no relays")
 
 
 async def _let_go(secured: ISecureConn) -> None:
