@@ -64,6 +64,14 @@ async def test_a_cancelled_search_gives_way_at_once_and_its_answer_is_taken_for_
     assert time.perf_counter() - began < 2
 
 
+async def test_an_answer_that_comes_too_late_is_taken_for_no_other_jobs(search: Search) -> None:
+    target = target_of(1000)
+    assert not meets(prefix(0), 7, target)
+    search._found.send_nowait((0, 7))
+    with trio.fail_after(PATIENCE):
+        assert meets(prefix(0), await search.find(prefix(0), target), target)
+
+
 async def test_cancelling_takes_less_than_a_fifth_of_a_second(search: Search) -> None:
     took = []
     for number in range(5):

@@ -174,7 +174,7 @@ async def test_headers_that_lie_cost_one_question_and_their_sender(
     assert node.height == 0
 
 
-@pytest.mark.parametrize("change", ["signature", "gap", "unknown start", "order", "target"])
+@pytest.mark.parametrize("change", ["signature", "gap", "splice", "unknown start", "order", "target"])
 async def test_no_body_is_asked_for_headers_that_make_no_chain(
     change: str, new_network: NewNetwork, orchard: Orchard, nursery: trio.Nursery
 ) -> None:
@@ -186,6 +186,9 @@ async def test_no_body_is_asked_for_headers_that_make_no_chain(
             liar.headers[3] = SignedHeader(blocks[3].header, blocks[2].signature)
         case "gap":
             del liar.headers[3]
+        case "splice":
+            other = orchard.grow(orchard.root, 6, BOB, CAT, salt="other")
+            liar.headers[3:] = [SignedHeader(block.header, block.signature) for block in other[3:]]
         case "unknown start":
             del liar.headers[0]
         case "order":
