@@ -91,6 +91,7 @@ class MemoryNode:
         self._listened, self._announced = network.endpoints_of(identity.peer_id, settings)
         self._tell, self.events = trio.open_memory_channel[NetworkEvent](settings.event_buffer)
         self._nursery: trio.Nursery | None = None
+        self._gone = False
         self._connections: dict[PeerId, Connection] = {}
         self._attended = set[PeerId]()
         self._known: dict[PeerId, list[str]] = {}
@@ -122,7 +123,18 @@ class MemoryNode:
             for connection in list(self._connections.values()):
                 connection.close()
 
+    def vanish(self) -> None:
+        """Be gone for everybody, as after SIGKILL: from now on nothing of this node is heard, goodbyes included."""
+        self._gone = True
+        for connection in list(self._connections.values()):
+            connection.close()
+
     # peers
+
+    @property
+    def place(self) -> str:
+        """Where it can be dialled whenever it runs."""
+        return str(self._announced[0])
 
     def addresses(self) -> tuple[str, ...]:
         """List the addresses at which others can dial this node; none before `run`."""
@@ -163,7 +175,7 @@ class MemoryNode:
         listener = await self._network.dial(self, endpoint)
         if listener.peer_id in self._denied or not listener.has_room_for(self.peer_id):
             raise Unreachable(f"not welcome at {endpoint}")
-        if self._nursery is None:
+        if self._nursery is None or self._gone:
             raise Unreachable("this node does not run")
         self._known.setdefault(listener.peer_id, []).insert(0, str(endpoint.of(listener.peer_id)))
         if listener.peer_id not in self._connections:  # it may have dialled us meanwhile
@@ -196,7 +208,9 @@ class MemoryNode:
 
     def has_room_for(self, dialler: PeerId) -> bool:
         """Tell whether a dialler is let in."""
-        return dialler not in self._denied and len(self._connections) < self._settings.max_connections
+        return (
+            not self._gone and dialler not in self._denied and len(self._connections) < self._settings.max_connections
+        )
 
     def take_in(self, connection: Connection, address: str) -> None:
         """Have one connection more."""

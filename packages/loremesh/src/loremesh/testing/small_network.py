@@ -42,6 +42,7 @@ class SmallNode:
     happened: Happened
     backend: PretendBackend
     search: PretendSearch
+    clock: Clock
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -52,8 +53,8 @@ class SmallNode:
 
     @property
     def address(self) -> str:
-        """Where it can be dialled."""
-        return self.network.addresses()[0]
+        """Where it can be dialled when it runs."""
+        return self.network.place
 
     @property
     def story(self) -> Story:
@@ -96,6 +97,11 @@ class SmallNode:
         self.scope.cancel()
         await self.ended.wait()
 
+    async def kill(self) -> None:
+        """End it as SIGKILL would: nobody is told, and only what its disk has kept remains."""
+        self.network.vanish()
+        await self.stop()
+
 
 class SmallNetwork:
     """Starts nodes of one story in a nursery.
@@ -127,6 +133,8 @@ class SmallNetwork:
         rate: float = 10.0,
         thinks: tuple[float, float] = (0.0, 0.0),
         max_reorg: int | None = None,
+        skew: int = 0,
+        happened: Happened | None = None,
     ) -> SmallNode:
         """Start a node; it is ready soon after.
 
@@ -140,25 +148,31 @@ class SmallNetwork:
             rate: Hashes per second of its search.
             thinks: Seconds its backend takes, least and most.
             max_reorg: As `assemble` has it.
+            skew: Milliseconds that its clock is ahead of the others'.
+            happened: Hears what it tells; None: a new one.
         """
         who = identity(name)
         network = self.between.node(who, NetworkSettings())
-        happened = Happened()
+        happened = happened or Happened()
         kept = disk or MemoryDisk()
+
+        def clock() -> int:
+            return self.clock() + skew
+
         services = await assemble(
             role="executor" if mines else "validator",
             identity=who,
             network=network,
             disk=kept,
             genesis=None if anchor else genesis or self.genesis,
-            clock=self.clock,
+            clock=clock,
             tell=happened,
             bootstrap=tuple(other.address for other in bootstrap),
             max_reorg=max_reorg,
         )
         seed = self._seed * 1000 + int.from_bytes(who.peer_id[-2:], "big")
         backend = PretendBackend(seed, *thinks)
-        node = SmallNode(who, network, kept, services, happened, backend, PretendSearch(seed + 1, rate))
+        node = SmallNode(who, network, kept, services, happened, backend, PretendSearch(seed + 1, rate), clock)
         await self._nursery.start(self._run, node, mines)
         return node
 
@@ -192,7 +206,7 @@ class SmallNetwork:
             backend=node.backend,
             search=node.search,
             publish=node.story.announcer.announce,
-            clock=self.clock,
+            clock=node.clock,
             may_mine=node.services.ready.wait,
         )
 

@@ -1,0 +1,121 @@
+"""What must hold at every moment of a network of honest nodes, checked against an independent copy of the rules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from loremesh.errors import InvalidBlock
+from loremesh.primitives import Hash, PeerId
+from loremesh.protocol.block import Block
+from loremesh.protocol.codec import decode
+from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store
+from loremesh.protocol.identity import peer_id_text
+from loremesh.services.happenings import Evidence, Happening, Head, Rejected
+from loremesh.storage.writes import SaveBlocks
+from loremesh.testing.memory_disk import MemoryDisk
+from loremesh.testing.orchard import Orchard
+from loremesh.testing.small_network import SmallNode
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What one disk was seen to have made durable."""
+
+    commits: int = 0
+    names: set[Hash] = field(default_factory=set)
+
+
+class Invariants:
+    """Watches nodes; a node that is killed and started again on its disk is the same one.
+
+    Args:
+        orchard: Grows with every block that any node keeps: all valid ones, judged a second time.
+        broken: Hears what does not hold.
+    """
+
+    def __init__(self, orchard: Orchard, broken: Callable[[str], None]) -> None:
+        self.orchard = orchard
+        self.liars = frozenset[PeerId]()
+        """Peers who may be penalised, and may sign what they like."""
+        self._broken = broken
+        self._kept: dict[PeerId, _Kept] = {}
+        self._signed: dict[tuple[PeerId, Hash], Hash] = {}
+
+    def on_happening(self, node: SmallNode, happening: Happening) -> None:
+        """Check what a node tells."""
+        match happening:
+            case Head(height, name):
+                self.check(node)
+                if name not in self._kept[node.peer_id].names:
+                    self._break(node, f"told of head {name.hex()[:8]} at {height}, which is not durable")
+            case Rejected(what, fault, peer_id, detail) if peer_id not in self.liars:
+                self._break(node, f"penalised the honest {_short(peer_id)} for a {what}: {fault} ({detail})")
+            case Evidence(producer, kind) if producer not in self.liars:
+                self._break(node, f"holds evidence against the honest {_short(producer)}: {kind}")
+            case _:
+                pass
+
+    def check(self, node: SmallNode) -> None:
+        """Check one node as it is now."""
+        kept = self._read_disk(node)
+        store = node.chain.store
+        self._check_head(node, store, kept)
+        if not set(store.tips) - {store.story} <= kept.names:
+            self._break(node, "has a tip that is not durable")
+        pool = node.chain.pool
+        sizes = {
+            "orphans": (len(store.orphans), MAX_ORPHANS),
+            "held blocks": (len(store.held), MAX_HELD),
+            "waiting transactions": (len(pool.waiting), pool.capacity),
+            "transactions of one sender": (max((len(of) for of in pool.of_sender.values()), default=0), pool.quota),
+        }
+        for what, (size, most) in sizes.items():
+            if size > most:
+                self._break(node, f"keeps {size} {what}, more than {most}")
+
+    def missing(self, node: SmallNode) -> set[Hash]:
+        """Name the valid blocks that a node does not keep."""
+        return set(self.orchard.blocks) - self._read_disk(node).names
+
+    def _check_head(self, node: SmallNode, store: Store, kept: _Kept) -> None:
+        tip = store.entries.get(store.head)
+        if tip is None or store.head not in store.tips or store.canon.get(tip.link.height) != store.head:
+            self._break(node, "has a head that is no tip of its tree")
+        elif store.head != store.story and store.head not in kept.names:
+            self._break(node, "has a head that is not durable")
+        elif any(store.entries[name].work > tip.work for name in store.tips) and store.max_reorg is None:
+            self._break(node, "has a heavier branch than its head's")
+
+    def _read_disk(self, node: SmallNode) -> _Kept:
+        kept = self._kept.setdefault(node.peer_id, _Kept())
+        assert isinstance(node.disk, MemoryDisk)  # noqa: S101 - those are the nodes that are watched
+        new, kept.commits = node.disk.commits[kept.commits :], len(node.disk.commits)
+        for writes in new:
+            for write in writes:
+                for stored in write.blocks if isinstance(write, SaveBlocks) else ():
+                    if stored.parent not in kept.names and stored.parent != self.orchard.root:
+                        self._break(node, f"keeps block {stored.hash.hex()[:8]} without its parent")
+                    kept.names.add(stored.hash)
+                    if stored.hash not in self.orchard.blocks:
+                        self._judge(node, decode(Block, stored.data))
+        return kept
+
+    def _judge(self, node: SmallNode, block: Block) -> None:
+        header = block.header
+        try:
+            name = self.orchard.add(block)
+        except InvalidBlock as error:
+            self._break(node, f"keeps an invalid block: {error}")
+            return
+        ahead = header.time - node.clock() - self.orchard.genesis.parameters.max_ahead
+        if ahead > 0:
+            self._break(node, f"keeps block {name.hex()[:8]}, {ahead} ms too early")
+        other = self._signed.setdefault((header.producer, header.parent), name)
+        if other != name and header.producer not in self.liars:
+            self._break(node, f"{_short(header.producer)} signed two headers on {header.parent.hex()[:8]}")
+
+    def _break(self, node: SmallNode, what: str) -> None:
+        self._broken(f"{_short(node.peer_id)}: {what}")
+
+
+def _short(peer_id: PeerId) -> str:
+    return "…" + peer_id_text(peer_id)[-8:]
