@@ -138,6 +138,10 @@ class Settings(BaseModel):
     """Where the private key is; None: in the data directory."""
     private_key: SecretStr | None = None
     """The private key itself, in hexadecimal."""
+    relay: bool = False
+    """Whether to pass bytes on between peers that cannot reach each other."""
+    mdns: bool = False
+    """Whether to look for peers on the local network, and be found there."""
     max_connections_per_address: Annotated[int, Field(ge=1, le=128)] = 32
     """Most connections accepted from one IP address."""
     max_reorg: Annotated[int | None, Field(ge=1)] = None

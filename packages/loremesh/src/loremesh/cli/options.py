@@ -53,6 +53,8 @@ DESCRIPTIONS: Final[dict[str, Any]] = {
     "story": _text("--story", "ID", "Join this story, fetching its genesis from a peer."),
     "key_file": _text("--key-file", "PATH", "The private key's file; made on first use."),
     "private_key": _text("--private-key", "HEX", "The private key itself; visible to everybody on this machine."),
+    "relay": _switch("--relay", "Pass bytes on between peers that cannot reach each other."),
+    "mdns": _switch("--mdns", "Find peers on the local network, and be found there."),
     "max_connections_per_address": _text(
         "--max-connections-per-address", "N", "Most connections from one IP address. [default: 32]"
     ),
@@ -84,6 +86,8 @@ VALIDATOR_FLAGS: Final = (
     "story",
     "key_file",
     "private_key",
+    "relay",
+    "mdns",
     "max_connections_per_address",
     "max_reorg",
     "http",

@@ -100,6 +100,20 @@ class Endpoint:
         return text if self.peer_id is None else f"{text}/p2p/{peer_id_text(self.peer_id)}"
 
 
+def endpoint_to_dial(text: str) -> Endpoint:
+    """Read a multiaddr that is to be dialled.
+
+    Raises:
+        UsageError: Not an address, or one that names no one place.
+    """
+    endpoint = Endpoint.from_str(text)
+    if endpoint.is_wildcard or not endpoint.port:
+        raise UsageError(f"cannot dial {text}: it names no one place")
+    if endpoint.relay is not None and endpoint.peer_id is None:
+        raise UsageError(f"cannot dial {text}: it names nobody behind the relay")
+    return endpoint
+
+
 def endpoint_of_socket(name: tuple[Any, ...], transport: Transport) -> Endpoint:
     """Name the place that a socket's address tuple means."""
     host, port = str(name[0]), int(name[1])

@@ -23,7 +23,7 @@ from loremesh.errors import (
     Unreachable,
     UsageError,
 )
-from loremesh.network.addresses import Endpoint
+from loremesh.network.addresses import Endpoint, endpoint_to_dial
 from loremesh.network.blame import fault_of
 from loremesh.network.events import (
     CallServed,
@@ -32,12 +32,14 @@ from loremesh.network.events import (
     NetworkEvent,
     PeerConnected,
     PeerDisconnected,
+    PeerNearby,
     ProviderRecord,
     ProvidersFound,
 )
 from loremesh.network.frames import Stream
-from loremesh.network.local import dialable
+from loremesh.network.local import dialable, multicast_hosts
 from loremesh.network.locks import KeyedLocks
+from loremesh.network.mdns import Mdns
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream import circuits, gossipsub, kademlia, pubsub, relay
 from loremesh.network.upstream.gate import Gate
@@ -106,6 +108,7 @@ class Behaviour:
         )
         self._kademlia = kademlia.BoundedKademlia(self._host, server=settings.dht_server)
         self._swarm.register_notifee(Watch(self.on_connection, self.on_disconnection))
+        self._mdns = Mdns(self.addresses, self._on_nearby) if settings.mdns else None
         self._circuits = circuits.Circuits(self._host, self._swarm)
         handlers = {gossipsub.PROTOCOL: self._pubsub.stream_handler}
         if settings.relay:
@@ -125,6 +128,12 @@ class Behaviour:
         """
         listening = Listening()
         await listening.open(endpoint for endpoint in self._listen if endpoint.relay is None)
+        if self._mdns is not None:
+            try:
+                await self._mdns.open(multicast_hosts(listening.endpoints()))
+            except BaseException:
+                listening.close()
+                raise
         places = self._announced or dialable(listening.endpoints())
         self._host.advertised = [Multiaddr(str(place.of(self.peer_id))) for place in places]
         stopping = trio.Event()
@@ -153,6 +162,8 @@ class Behaviour:
                 await self._pubsub.wait_until_ready()
                 self._nursery = await stack.enter_async_context(trio.open_nursery())
                 accepting = await self._nursery.start(self._accept_sockets, listening)
+                if self._mdns is not None:
+                    self._nursery.start_soon(self._mdns.run)
                 for endpoint in self._listen:
                     if endpoint.relay is not None:
                         self._nursery.start_soon(self._circuits.keep, endpoint, self._on_reservation)
@@ -173,6 +184,10 @@ class Behaviour:
         place = Multiaddr(str(endpoint.of(self.peer_id)))
         others = [known for known in self._host.advertised if known != place]
         self._host.advertised = [*others, place] if is_kept else others
+
+    def _on_nearby(self, peer_id: PeerId, addresses: tuple[str, ...]) -> None:
+        if self._is_welcome(peer_id):
+            self._tell_if_room(PeerNearby(peer_id, addresses))
 
     # peers
 
@@ -198,7 +213,7 @@ class Behaviour:
             Unreachable: No connection, or another peer answers, or it is denied here or there.
             DeadlinePassed: Not within `timeout` seconds.
         """
-        endpoint = _one_place(address)
+        endpoint = endpoint_to_dial(address)
         if endpoint.peer_id == self.peer_id:
             raise UsageError(f"cannot dial {address}: that is this node")
         with trio.move_on_after(timeout):
@@ -232,7 +247,7 @@ class Behaviour:
         Raises:
             UsageError: Not an address to dial, or one that names no peer.
         """
-        endpoint = _one_place(address)
+        endpoint = endpoint_to_dial(address)
         if endpoint.peer_id is None:
             raise UsageError(f"cannot check {address}: it names no peer")
         with trio.move_on_after(timeout):
@@ -475,12 +490,3 @@ class Behaviour:
         records = tuple(ProviderRecord(peer_id, tuple(dict.fromkeys(places))) for peer_id, places in found.items())
         self._tell_if_room(ProvidersFound(key, records))
         return records
-
-
-def _one_place(address: str) -> Endpoint:
-    endpoint = Endpoint.from_str(address)
-    if endpoint.is_wildcard or not endpoint.port:
-        raise UsageError(f"cannot dial {address}: it names no one place")
-    if endpoint.relay is not None and endpoint.peer_id is None:
-        raise UsageError(f"cannot dial {address}: it names nobody behind the relay")
-    return endpoint

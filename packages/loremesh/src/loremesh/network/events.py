@@ -73,4 +73,14 @@ class ProvidersFound:
     providers: tuple[ProviderRecord, ...]
 
 
-NetworkEvent = PeerConnected | PeerDisconnected | GossipReceived | GossipRefused | CallServed | ProvidersFound
+@dataclass(frozen=True, slots=True)
+class PeerNearby:
+    """Somebody on the local network says that this peer is there, and where. Hearsay: dial to find out."""
+
+    peer_id: PeerId
+    addresses: tuple[str, ...]
+
+
+NetworkEvent = (
+    PeerConnected | PeerDisconnected | GossipReceived | GossipRefused | CallServed | ProvidersFound | PeerNearby
+)

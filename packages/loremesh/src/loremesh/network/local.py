@@ -19,6 +19,12 @@ def dialable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     return places
 
 
+def multicast_hosts(endpoints: Iterable[Endpoint]) -> list[str]:
+    """Name this machine's IPv4 addresses at which a node listens; all there are, if it listens at none."""
+    hosts = [endpoint.host for endpoint in dialable(endpoints) if endpoint.kind == "ip4"]
+    return hosts or _own_hosts("ip4")
+
+
 def _own_hosts(kind: str) -> list[str]:
     family, somewhere = _ANYWHERE[kind]
     hosts = [_LOOPBACK[kind]]

@@ -14,6 +14,7 @@ class NetworkSettings:
             `…/p2p/<relay>/p2p-circuit` means to be reachable through that relay; none: dial only.
         announce_addresses: Multiaddrs told to others instead of the ones listened on (behind NAT).
         relay: Pass bytes on between peers that cannot reach each other.
+        mdns: Look for peers on the local network, and be found there.
         dht_server: Answer other nodes' Kademlia lookups and keep provider records.
         max_connections: Open connections, both directions together.
         max_connections_per_address: Inbound connections from one remote IP address.
@@ -29,6 +30,7 @@ class NetworkSettings:
     listen_addresses: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_addresses: tuple[str, ...] = ()
     relay: bool = False
+    mdns: bool = False
     dht_server: bool = True
     max_connections: int = 128
     max_connections_per_address: int = 16

@@ -20,6 +20,7 @@ from loremesh.network.events import (
     NetworkEvent,
     PeerConnected,
     PeerDisconnected,
+    PeerNearby,
     ProviderRecord,
 )
 from loremesh.network.frames import Stream
@@ -133,6 +134,8 @@ class Services:
                     self.penalize(forwarder, "gossip message", ProtocolError(fault))
                 case CallServed(protocol, peer, fault) if fault is not None:
                     self.penalize(peer, f"call of {protocol}", ProtocolError(fault))
+                case PeerNearby(peer, addresses):
+                    self.peers.hear_of(peer, addresses)
                 case _:
                     pass
 

@@ -184,6 +184,8 @@ def _network_of(settings: Settings, identity: Identity) -> AbstractAsyncContextM
         NetworkSettings(
             listen_addresses=settings.listen_addresses,
             announce_addresses=settings.announce_addresses,
+            relay=settings.relay,
+            mdns=settings.mdns,
             max_connections_per_address=settings.max_connections_per_address,
         ),
     )

@@ -31,9 +31,13 @@ class Listening:
                 listeners = await _listen(endpoint)
                 self._listeners += [(endpoint.transport, listener) for listener in listeners]
         except BaseException:
-            for _, listener in self._listeners:
-                listener.socket.close()
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Give every port back."""
+        for _, listener in self._listeners:
+            listener.socket.close()
 
     def endpoints(self) -> list[Endpoint]:
         """Tell where that is, wildcards as they are and ports as the machine chose them."""
