@@ -100,7 +100,7 @@ async def dialled(node: Behaviour) -> AsyncIterator[tuple[trio.SocketStream, Raw
 
 
 async def select(raw: Any, protocol: str) -> None:
-    await MultiselectClient().select_one_of([protocol], MultiselectCommunicator(raw))  # type: ignore[list-item]
+    await MultiselectClient().select_one_of([protocol], MultiselectCommunicator(raw))  # type: ignore[list-item]  # a str does
 
 
 @pytest.mark.parametrize("piece", junk(1))

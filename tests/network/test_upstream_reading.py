@@ -25,13 +25,13 @@ class Pieces:
 
 
 async def test_many_pieces_make_one_message() -> None:
-    assert await reading.read_exactly(Pieces(b"x" * 500), 500) == b"x" * 500  # type: ignore[arg-type]
+    assert await reading.read_exactly(Pieces(b"x" * 500), 500) == b"x" * 500  # type: ignore[arg-type]  # it only reads
 
 
 @pytest.mark.parametrize("length", [0, 499])
 async def test_an_end_in_between_is_an_incomplete_read(length: int) -> None:
     with pytest.raises(IncompleteReadError) as incomplete:
-        await reading.read_exactly(Pieces(bytes(length)), 500)  # type: ignore[arg-type]
+        await reading.read_exactly(Pieces(bytes(length)), 500)  # type: ignore[arg-type]  # as above
     assert incomplete.value.received_bytes == length
 
 
