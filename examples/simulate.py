@@ -4,7 +4,7 @@ By default fifty nodes, of which twelve race; a third of the way the network fal
 on with the story; then it heals, and everybody ends with one head and every block of both histories. The same arguments
 give the same run, to the last bit: the digest at the end says so.
 
-Run it: python examples/simulate.py [--plan partition|storm|chaos] [--nodes 50] [--seed 0] [--minutes 1.5]
+Run it: python examples/simulate.py [--plan partition|storm|chaos] [--nodes 50] [--seed 0] [--minutes 1]
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=50)
     parser.add_argument("--miners", type=int, default=12)
-    parser.add_argument("--minutes", type=float, default=1.5)
+    parser.add_argument("--minutes", type=float, default=1.0)
     scenario = Scenario(**vars(parser.parse_args()))
     logging.disable(logging.WARNING)  # broken links are the point here, not news
     print(f"{scenario.nodes} nodes, {scenario.miners} of them race, {scenario.minutes:g} minutes, seed {scenario.seed}")

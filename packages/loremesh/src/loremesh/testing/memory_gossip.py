@@ -108,26 +108,25 @@ class Inbox:
     def __init__(self) -> None:
         self._coming: list[tuple[float, int, Callable[[], Letter | None]]] = []
         self._numbers = count()
-        self._earlier = trio.Event()
+        self._sleep = trio.CancelScope()
 
     def put(self, due: float, arrive: Callable[[], Letter | None]) -> None:
         """Take in something that arrives at `due`; what `arrive` gives then, if anything, comes out."""
         number = next(self._numbers)
         heapq.heappush(self._coming, (due, number, arrive))
         if self._coming[0][1] == number:
-            self._earlier.set()
+            self._sleep.deadline = due
 
     async def take(self) -> list[Letter]:
         """Wait for what is due next."""
-        while True:
-            due = self._coming[0][0] if self._coming else math.inf
-            with trio.move_on_at(due):
-                await self._earlier.wait()
-            self._earlier = trio.Event()
-            now, letters = trio.current_time(), []
+        letters: list[Letter] = []
+        while not letters:
+            self._sleep = trio.CancelScope(deadline=self._coming[0][0] if self._coming else math.inf)
+            with self._sleep:
+                await trio.sleep_forever()
+            now = trio.current_time()
             while self._coming and self._coming[0][0] <= now:
                 letter = heapq.heappop(self._coming)[2]()
                 if letter is not None:
                     letters.append(letter)
-            if letters:
-                return letters
+        return letters

@@ -113,6 +113,8 @@ class Connection:
         self.listener = listener
         self.closed = trio.Event()
         self.bell = Bell()
+        self.turned = Bell()
+        """Rings when the link turns or the connection ends; `bell` rings with every piece of a stream as well."""
         self.is_usable = False
         """Gossip and lookups work: both sides have introduced themselves."""
         self.streams = dict.fromkeys((dialler, listener), 0)
@@ -135,24 +137,32 @@ class Connection:
             for way in self.gossip.values():
                 way.close()
             self.bell.ring()
+            self.turned.ring()
 
     def wake(self) -> None:
         """Let what was held up go on, where it may."""
         for way in self.gossip.values():
             way.go_on()
         self.bell.ring()
+        self.turned.ring()
 
-    async def go_there_and_back(self, asker: PeerId) -> None:
-        """Take the time of one question by `asker` and one answer.
+    async def go_there_and_back(self) -> None:
+        """Take the time of one question and one answer.
 
         Raises:
             Unreachable: The connection is closed, or closes meanwhile.
         """
-        question, answer = Wire[None](self, asker), Wire[None](self, self.other(asker))
-        question.put(None)
-        await question.take()
-        answer.put(None)
-        await answer.take()
+        there_and_back = self.link.chance(), self.link.chance()
+        due = trio.current_time() + sum(chance.delay_of_what_is_repeated() for chance in there_and_back)
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self.closed.is_set():
+                raise Unreachable("the connection broke")
+            is_silent = self.link.is_silent(self.dialler) or self.link.is_silent(self.listener)
+            if due <= trio.current_time() and not is_silent:
+                return
+            with trio.move_on_at(math.inf if is_silent else due):
+                await self.turned.wait()
 
 
 class Wire(Generic[T]):

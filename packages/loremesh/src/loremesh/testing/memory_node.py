@@ -43,8 +43,8 @@ Handler = Callable[[Stream], Awaitable[None]]
 Accept = Callable[[PeerId, bytes], None]
 
 _ENVELOPE: Final = 4 * KIB
-_MESH: Final = 8
-"""Neighbours to whom gossip is passed on, as gossipsub's D is."""
+_MESH: Final = 6
+"""Neighbours to whom gossip is passed on: the degree of the real mesh."""
 _PROVIDERS_WANTED: Final = 20
 _SEEN: Final = 64 * KIB
 
@@ -229,7 +229,7 @@ class MemoryNode:
     async def _attend(self, peer_id: PeerId, address: str) -> None:
         while (connection := self._connections.get(peer_id)) is not None:
             try:
-                await connection.go_there_and_back(self.peer_id)
+                await connection.go_there_and_back()
             except Unreachable:
                 continue
             connection.is_usable = True
@@ -287,7 +287,7 @@ class MemoryNode:
         """
         connection = self._connection(peer_id)
         with trio.move_on_after(timeout) as deadline:
-            await connection.go_there_and_back(self.peer_id)
+            await connection.go_there_and_back()
         if deadline.cancelled_caught:
             raise DeadlinePassed(f"no stream for {protocol} within {timeout:g} s")
         near, far = stream_between(connection, self.peer_id)
@@ -356,7 +356,7 @@ class MemoryNode:
         connection = self._connection(peer_id)
         started = trio.current_time()
         with trio.move_on_after(timeout):
-            await connection.go_there_and_back(self.peer_id)
+            await connection.go_there_and_back()
             return trio.current_time() - started
         raise DeadlinePassed(f"no answer to a ping within {timeout:g} s")
 

@@ -99,7 +99,7 @@ class Scenario:
     seed: int = 0
     nodes: int = 50
     miners: int = 12
-    minutes: float = 1.5
+    minutes: float = 1.0
     latency: float = 0.05
     bound: float = 60.0
 
