@@ -6,12 +6,11 @@ stock code to see whether the defect is still there: when such a test fails, ups
 
 import logging
 
-_upstream = logging.getLogger("libp2p")
-_asked_for = _upstream.level
-
-import libp2p  # noqa: E402, F401 - its import sets up its logging, which the lines before and after undo
+import libp2p  # noqa: F401 - its import sets up its logging, which the lines below undo
 
 # Upstream logs ordinary happenings (a peer leaving, a refused stream) as errors, so it is silent unless a program has
-# asked for it (`--log-level debug`); then its lines go where all others go. Ours are in `loremesh.network`.
+# asked for it (`--log-level debug`); then its lines go where all others go. Ours are in `loremesh.network`. What was
+# asked for is read from our own logger: whoever imports libp2p before this module has let it overwrite its own.
+_upstream = logging.getLogger("libp2p")
 _upstream.propagate = True
-_upstream.setLevel(_asked_for or logging.CRITICAL)
+_upstream.setLevel(logging.WARNING if logging.getLogger("loremesh").isEnabledFor(logging.DEBUG) else logging.CRITICAL)
