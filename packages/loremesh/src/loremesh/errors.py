@@ -60,6 +60,7 @@ class Fault(StrEnum):
     UNEXPECTED = "unexpected message"
     TOO_SLOW = "deadline passed"
     NOT_AS_ASKED = "answer does not match the request"
+    NOT_THE_TRACKER = "not the tracker of that head"
 
 
 class LoremeshError(Exception):
@@ -77,6 +78,10 @@ class ProtocolError(LoremeshError):
 
 class InvalidMessage(ProtocolError):
     """Bytes that are not the message they claim to be."""
+
+
+class RequestRefused(InvalidMessage):
+    """A peer does not do what it was asked, and says why: its right, and no fault."""
 
 
 class InvalidTransaction(ProtocolError):

@@ -218,6 +218,18 @@ def is_known(store: Store, name: Hash) -> bool:
     return name in store.entries or name in store.orphans or name in store.held
 
 
+def is_one_too_many(store: Store, header: Header) -> bool:
+    """Tell whether two other headers by its producer on its parent are in the tree, or wait.
+
+    All of them took the work of one: without this any number of orphans would cost no more than that.
+    """
+    waiting = {**{one: store.orphans[one] for one in store.orphans_of.get(header.parent) or ()}, **dict(store.held)}
+    said = header.parent, header.producer
+    late = [one for one, block in waiting.items() if (block.header.parent, block.header.producer) == said]
+    rivals = _rivals(store, header) + late
+    return len(rivals) >= MAX_HEADERS_PER_PARENT and header_hash(header) not in rivals
+
+
 def chain(store: Store, tip: Hash) -> Iterator[Entry]:
     """Walk from `tip` back to the genesis: S0's traversal. The length of the walk is the tip's height plus one."""
     entry = store.entries[tip]
@@ -268,8 +280,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     header = block.header
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
-    siblings = store.children.get(header.parent) or ()
-    rivals = [sibling for sibling in siblings if store.entries[sibling].link.producer == header.producer]
+    rivals = _rivals(store, header)
     if len(rivals) >= MAX_HEADERS_PER_PARENT:
         raise InvalidBlock(Fault.EQUIVOCATION, name)
     if header.time > store.now + store.genesis.parameters.max_ahead:
@@ -286,7 +297,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         entries=store.entries.insert(name, entry),
         states=_recent_states(store, canon, beside).insert(name, state),
         canon=canon,
-        children=store.children.insert(header.parent, (*siblings, name)),
+        children=store.children.insert(header.parent, (*(store.children.get(header.parent) or ()), name)),
         beside=beside,
         changes=(
             *changes,
@@ -295,6 +306,11 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
             *moves,
         ),
     )
+
+
+def _rivals(store: Store, header: Header) -> list[Hash]:
+    siblings = store.children.get(header.parent) or ()
+    return [sibling for sibling in siblings if store.entries[sibling].link.producer == header.producer]
 
 
 def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tuple[Hash, ...]], tuple[Change, ...]]:
