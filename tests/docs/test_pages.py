@@ -14,6 +14,7 @@ from loremesh.cli.errors import ExitCode
 from loremesh.cli.events import event_view
 from loremesh.errors import Fault
 from loremesh.primitives import Hash, Height
+from loremesh.protocol.tracker import TrackerState
 from loremesh.services.happenings import Evidence, Head, PeerChanged, Ready, Rejected, Role, Tracker
 from loremesh.testing.builders import ANN
 
@@ -23,7 +24,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 HAPPENINGS = [
     Ready("validator", ANN.peer_id, (), None),
     Head(Height(1), Hash(bytes(32)), None, 0),
-    Role(is_tracker=True, height=Height(1)),
+    Role(TrackerState.TRACKER, Height(1)),
     Tracker(ANN.peer_id, Height(1)),
     PeerChanged(ANN.peer_id, "joined"),
     Rejected("block", Fault.TOO_EARLY, ANN.peer_id, ""),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 LIBRARY = "packages/loremesh/src/loremesh"
 SPANS = {
-    "S0": [*range(1, 17), 18, 20, 21, 23, 24, 27, 29, 30, 32, 37, 39, 40, 44, 45],
+    "S0": [*range(1, 28), 29, 30, *range(32, 41), *range(42, 46)],
     "U": [1, 2, 3, 5, 8, 9],
     "S1": [35, 60, 80],
     "S2": [*range(3, 9), 11, 12, 13, 31, 45, 46, 47, 49, 50, 51],

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from loremesh.protocol.block import Block, Content, header_hash
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.content.paragraph import check_paragraph, fold_paragraph
 from loremesh.protocol.fork_choice import Change, Store, new_store, on_block, on_tick
-from loremesh.protocol.genesis import Genesis, genesis_from_toml, story_id
+from loremesh.protocol.genesis import Genesis, Validator, genesis_from_toml, story_id
 from loremesh.protocol.identity import (
     Identity,
     digest,
@@ -31,12 +32,15 @@ from loremesh.protocol.identity import (
 from loremesh.protocol.merkle import MerkleMap, list_root
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
+from loremesh.protocol.tracker import open_office, order_of_candidates
 from loremesh.protocol.transaction import Transaction
 from loremesh.protocol.work import meets, next_target, scale, search_prefix, target_of, work_of
+from loremesh.testing.builders import small_genesis
 from loremesh.testing.vectors.codec import TYPES
 from loremesh.testing.vectors.files import vector_files
 from loremesh.testing.vectors.fork_choice import change_view
 from loremesh.testing.vectors.plain import plain
+from loremesh.testing.vectors.tracker import after, send_view
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 FILES = sorted(path.name for path in VECTORS.iterdir())
@@ -261,6 +265,30 @@ def test_fork_choice(case: Case) -> None:
         assert store.head.hex() == event["head"]
         assert store.tip.link.height == event["height"]
         assert [change_view(change) for change in changes] == event["changes"]
+
+
+@each("tracker", "order")
+def test_tracker_order(case: Case) -> None:
+    validators = tuple(Validator(PeerId(bytes.fromhex(one))) for one in case["validators"])
+    producers = [PeerId(bytes.fromhex(one)) if one else None for one in case["producers"]]
+    order = order_of_candidates(producers, replace(small_genesis(), validators=validators))
+    assert [one.hex() for one in order] == case["candidates"]
+
+
+@each("tracker", "office")
+def test_tracker_office(case: Case) -> None:
+    order = tuple(PeerId(bytes.fromhex(one)) for one in case["order"])
+    office = open_office(PeerId(bytes.fromhex(case["me"])), Hash(bytes(32)), Height(0), order, 0)
+    for event in case["events"]:
+        fault, sends = None, list[object]()
+        try:
+            office = after(office, event)
+            sends = [send_view(send) for send in office.sends]
+        except ProtocolError as error:
+            fault = str(error.fault)
+        assert fault == event["fault"]
+        assert (office.view, str(office.state), sends) == (event["view"], event["state"], event["sends"])
+        assert (office.tracker.hex() if office.tracker else None) == event["tracker"]
 
 
 def happened(store: Store, event: Case) -> Store:

@@ -14,9 +14,9 @@ from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.transaction import transaction_hash
 from loremesh.services.canon import newest_paragraphs
 from loremesh.services.chain import ChainService, Disk
-from loremesh.services.happenings import Evidence, Head, Role, Tracker
+from loremesh.services.happenings import Evidence, Head
 from loremesh.storage.writes import RemoveTransactions, SaveBlocks
-from loremesh.testing.builders import ANN, BOB, CAT, DAN, START, resigned, small_genesis, suggestion
+from loremesh.testing.builders import BOB, CAT, DAN, START, resigned, small_genesis, suggestion
 from loremesh.testing.happened import Happened
 from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.orchard import Orchard, name_of
@@ -59,7 +59,6 @@ def keep(nursery: trio.Nursery) -> Keep:
             clock=virtual_clock(start),
             tell=happened,
             penalize=penalize,
-            me=ANN.peer_id,
             max_reorg=max_reorg,
         )
         await chain.restore()
@@ -295,15 +294,6 @@ async def test_two_headers_on_one_parent_are_evidence(keep: Keep) -> None:
     twins = orchard.grow(orchard.root, 1, BOB) + orchard.grow(orchard.root, 1, BOB, salt="twin")
     await kept.chain.submit_all(twins, DAN.peer_id)
     assert kept.happened.of(Evidence) == [Evidence(BOB.peer_id, "two headers on one parent")]
-
-
-async def test_the_producer_of_the_head_is_the_tracker(keep: Keep) -> None:
-    orchard = Orchard(GENESIS)
-    kept = await keep()
-    for block in orchard.grow(orchard.root, 3, BOB, ANN, CAT):
-        await kept.chain.submit(block, DAN.peer_id)
-    assert [(one.is_tracker, one.height) for one in kept.happened.of(Role)] == [(False, 0), (True, 2), (False, 3)]
-    assert [one.peer_id for one in kept.happened.of(Tracker)] == [BOB.peer_id, ANN.peer_id, CAT.peer_id]
 
 
 async def test_a_restart_resumes_the_chain_and_what_was_waiting(keep: Keep) -> None:

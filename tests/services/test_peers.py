@@ -10,7 +10,6 @@ import trio
 from loremesh.errors import Fault, InvalidMessage, Unreachable
 from loremesh.network.frames import Stream
 from loremesh.primitives import Height, Millis, PeerId
-from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import (
     PEERS_PROTOCOL,
@@ -21,6 +20,7 @@ from loremesh.protocol.wire import (
     PeerList,
     PeerRecord,
     check_record,
+    read_peer_list,
     seal,
     sign_card,
     topic,
@@ -58,7 +58,7 @@ async def ask(
     frame = seal(EVE, kind, payload, 0, node.peer_id)
     answer = await stranger.call(node.peer_id, PEERS_PROTOCOL, frame, 5)
     found, data = unseal(answer, node.peer_id, EVE.peer_id)
-    return found, decode(PeerList, data)
+    return found, read_peer_list(found, data, node.peer_id)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_heartbeats_keep_everybody_alive(pair: Pair) -> None:
     await trio.sleep(20 * DEAD_AFTER)
     assert changes(first, second.peer_id) == ["joined"]
     assert liveness(first, second.peer_id) is Liveness.ALIVE
-    assert len(first.services.peers.peer_list(authoritative=False).peers) == 2
+    assert len(first.services.peers.listed()) == 2
 
 
 async def test_an_anchor_that_gossips_nothing_stays_alive_and_keeps_a_list(new_network: NewNetwork) -> None:
@@ -116,7 +116,7 @@ async def test_an_anchor_that_gossips_nothing_stays_alive_and_keeps_a_list(new_n
     for node in nodes:
         assert changes(node, anchor.peer_id) == ["joined"]
         assert changes(anchor, node.peer_id) == ["joined"]
-    listed = anchor.services.peers.peer_list(authoritative=False).peers
+    listed = anchor.services.peers.listed()
     assert {one.record.card.peer_id for one in listed} == {anchor.peer_id, *(node.peer_id for node in nodes)}
     assert listed[0].record.card.story == ()
     assert listed[1].record.card.story == (nodes[0].chain.store.story,)
@@ -140,7 +140,7 @@ async def test_a_silent_peer_is_suspect_after_15_seconds_and_dead_after_30(pair:
     assert liveness(first, second.peer_id) is Liveness.ALIVE
     await trio.sleep(HEARTBEAT + 5)
     assert liveness(first, second.peer_id) is Liveness.SUSPECT
-    assert len(first.services.peers.peer_list(authoritative=False).peers) == 1
+    assert len(first.services.peers.listed()) == 1
     await first.happened.wait(PeerChanged, lambda one: one.change == "dead")
     assert DEAD_AFTER - HEARTBEAT - 2 <= trio.current_time() - began <= DEAD_AFTER + 3
 
@@ -342,7 +342,7 @@ async def test_the_tables_are_bounded_and_the_silent_make_room(pair: Pair) -> No
             await trio.sleep(0.01)
     assert len(table._known) == 512
     assert len(table._dials) <= 512
-    assert len(table.peer_list(authoritative=True).peers) == 128
+    assert len(table.listed()) == 128
     await trio.sleep(10)
     assert liveness(first, second.peer_id) is Liveness.ALIVE
 

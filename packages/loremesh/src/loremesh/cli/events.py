@@ -10,6 +10,7 @@ from rich.text import Text
 from loremesh.cli.present import console
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
+from loremesh.protocol.tracker import TrackerState
 from loremesh.services.happenings import (
     Evidence,
     Happening,
@@ -44,8 +45,8 @@ def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one a
         case Head(height, name, producer, depth):
             by = peer_id_text(producer) if producer else None
             return {"event": "head", "height": height, "hash": name.hex(), "producer": by, "reorg_depth": depth}
-        case Role(is_tracker, height):
-            return {"event": "state", "state": "tracker" if is_tracker else "peer", "height": height}
+        case Role(state, height):
+            return {"event": "state", "state": str(state), "height": height}
         case Tracker(peer_id, height):
             return {"event": "tracker", "peer_id": peer_id_text(peer_id), "height": height}
         case PeerChanged(peer_id, change):
@@ -98,8 +99,8 @@ def _line(happening: _Shown) -> tuple[str, str]:
             by = _short(producer) if producer else "nobody"
             reorg = f", in place of {depth} blocks that lost" if depth else ""
             return f"block {height} ({name.hex()[:_SHORT]}) by {by}{reorg}", "yellow" if depth else "green"
-        case Role(is_tracker, _):
-            return ("we are the tracker of this round" if is_tracker else "we are a peer in this round"), "cyan"
+        case Role(state, _):
+            return f"we are {'the tracker of' if state is TrackerState.TRACKER else 'a peer in'} this round", "cyan"
         case PeerChanged(peer_id, change):
             return f"peer {_short(peer_id)} {'is dead' if change == 'dead' else change}", "dim"
         case Rejected(what, fault, peer_id, detail):

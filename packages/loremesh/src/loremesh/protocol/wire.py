@@ -46,6 +46,8 @@ class MessageType(StrEnum):
     PEER_JOIN = "peer_join"
     PEER_LEAVE = "peer_leave"
     HEARTBEAT = "heartbeat"
+    TRACKER_CLAIM = "tracker-claim"
+    TRACKER_ANNOUNCEMENT = "tracker-announcement"
     BLOCK = "block"
     BLOCK_ANNOUNCEMENT = "block-announcement"
     TRANSACTION = "transaction"
@@ -127,6 +129,67 @@ class PeerList:
     authoritative: Annotated[int, Int(0, 1)]
     """1 from the tracker itself; 0: second-hand."""
     peers: Annotated[tuple[ListedPeer, ...], Many(128)]
+    tracker_addresses: Annotated[tuple[Annotated[str, Text(256)], ...], Many(8)] = ()
+    """Where the issuer has met the tracker."""
+
+
+@schema(version=1, limit=960 * KIB)
+@dataclass(frozen=True, slots=True)
+class TrackerList:
+    """The tracker's own list, before it signs it."""
+
+    story: HashField
+    head: HashField
+    """The block whose tracker the issuer is."""
+    view: U64
+    """By which view: 0 for whoever produced that block."""
+    time: MillisField
+    """The issuer's clock."""
+    tracker: PeerIdField
+    """The issuer."""
+    peers: Annotated[tuple[ListedPeer, ...], Many(128)]
+
+
+@schema(version=1, limit=961 * KIB)
+@dataclass(frozen=True, slots=True)
+class SignedPeerList:
+    """The tracker's list: whoever holds it can show who made it."""
+
+    list: TrackerList
+    signature: SignatureField
+
+
+@schema(version=1, limit=256)
+@dataclass(frozen=True, slots=True)
+class TrackerClaim:
+    """A candidate has taken the office of a tracker that is gone."""
+
+    story: HashField
+    head: HashField
+    view: U64
+    claimant: PeerIdField
+    time: MillisField
+    """The claimant's clock: of its claims only a later one is a sign of life."""
+
+
+@schema(version=1, limit=384)
+@dataclass(frozen=True, slots=True)
+class SignedClaim:
+    """A claim and its claimant's signature."""
+
+    claim: TrackerClaim
+    signature: SignatureField
+
+
+@schema(version=1, limit=192)
+@dataclass(frozen=True, slots=True)
+class TrackerAnnouncement:
+    """A tracker that has become a peer again says who follows it, and with which head."""
+
+    story: HashField
+    height: HeightField
+    head: HashField
+    tracker: PeerIdField
 
 
 @schema(version=1, limit=INLINE_BODY + KIB)
@@ -310,6 +373,67 @@ def check_record(record: PeerRecord) -> PeerCard:
 
 def _card_digest(card: PeerCard) -> Hash:
     return digest("peer", NO_STORY, encode(card))
+
+
+def sign_list(identity: Identity, listed: TrackerList) -> SignedPeerList:
+    """Sign the tracker's list."""
+    return SignedPeerList(listed, identity.sign(_list_digest(listed)))
+
+
+def check_list(signed: SignedPeerList) -> TrackerList:
+    """Check the signature of a tracker's list, and not those of the cards in it; give the list.
+
+    Raises:
+        InvalidMessage: BAD_KEY or BAD_SIGNATURE.
+    """
+    check_peer_id(signed.list.tracker)
+    verify(signed.signature, _list_digest(signed.list), signed.list.tracker)
+    return signed.list
+
+
+def sign_claim(identity: Identity, claim: TrackerClaim) -> SignedClaim:
+    """Sign a claim."""
+    return SignedClaim(claim, identity.sign(_claim_digest(claim)))
+
+
+def check_claim_signature(signed: SignedClaim) -> TrackerClaim:
+    """Check a claim's signature; give the claim.
+
+    Raises:
+        InvalidMessage: BAD_KEY or BAD_SIGNATURE.
+    """
+    check_peer_id(signed.claim.claimant)
+    verify(signed.signature, _claim_digest(signed.claim), signed.claim.claimant)
+    return signed.claim
+
+
+def read_peer_list(kind: MessageType, payload: bytes, sender: PeerId) -> PeerList:
+    """Read the answer to a request for the peer list, whoever gave it; the cards in it are unchecked.
+
+    Args:
+        kind: Of the answer.
+        payload: Of the answer.
+        sender: Who gave it.
+
+    Raises:
+        InvalidMessage: NOT_AS_ASKED, it is no list; WRONG_SENDER, the tracker's list from somebody else; BAD_SIGNATURE.
+    """
+    if kind is MessageType.NOT_THE_TRACKER:
+        return decode(PeerList, payload)
+    if kind is not MessageType.PEER_LIST:
+        raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to a request for the peer list")
+    listed = check_list(decode(SignedPeerList, payload))
+    if listed.tracker != sender:
+        raise InvalidMessage(Fault.WRONG_SENDER, "the list is somebody else's")
+    return PeerList((listed.tracker,), 1, listed.peers)
+
+
+def _list_digest(listed: TrackerList) -> Hash:
+    return digest("peer-list", listed.story, encode(listed))
+
+
+def _claim_digest(claim: TrackerClaim) -> Hash:
+    return digest("tracker", claim.story, encode(claim))
 
 
 def topic(story: Hash, name: str) -> str:

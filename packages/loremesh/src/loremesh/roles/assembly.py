@@ -35,6 +35,7 @@ from loremesh.services.happenings import Clock, Ready, Rejected, Tell
 from loremesh.services.peers import PeerService, Self
 from loremesh.services.serving import SyncServer
 from loremesh.services.sync import Puller, SyncService
+from loremesh.services.tracker import TrackerService
 
 logger = logging.getLogger("loremesh.node")
 
@@ -75,6 +76,7 @@ class Story:
     chain: ChainService
     announcer: Announcer
     sync: SyncService
+    tracker: TrackerService
     ask: Callable[[PeerId], None]
     """Lets sync ask a peer soon."""
 
@@ -105,7 +107,9 @@ class Services:
             nursery.start_soon(self._dispatch, nursery)
             if self.story is not None:
                 await self.story.announcer.subscribe()
+                await self.story.tracker.subscribe()
                 nursery.start_soon(self.story.chain.run)
+                nursery.start_soon(self.story.tracker.run, self.peers)
                 nursery.start_soon(self.story.sync.run)
                 nursery.start_soon(_ask_senders_of_orphans, self.story)
                 nursery.start_soon(self._provide, self.story)
@@ -127,7 +131,8 @@ class Services:
                     self.peers.on_disconnected(peer)
                 case GossipReceived() if self.story is not None:
                     try:
-                        await self.story.announcer.on_gossip(event, self.peers)
+                        self.story.tracker.on_gossip(event, self.peers)
+                        await self.story.announcer.on_gossip(event)
                     except ProtocolError as error:
                         self.penalize(event.forwarder, "gossip message", error)
                 case GossipRefused(_, fault, _, forwarder):
@@ -211,19 +216,17 @@ async def assemble(
             clock=clock,
             tell=tell,
             penalize=penalize,
-            me=identity.peer_id,
             max_reorg=_max_reorg(max_reorg, genesis),
         )
         await chain.restore()
-        story = _story_of(chain, identity, network, clock, penalize)
+        story = _story_of(chain, identity, network, clock, tell=tell, penalize=penalize)
     table = PeerService(
         identity=identity,
         network=network,
         me=Self((role,), models, (story.chain.store.story,) if story else ()),
         height=lambda: story.chain.store.tip.link.height if story else GENESIS_HEIGHT,
-        tracker=lambda: story.chain.store.tip.link.producer if story else None,
+        office=story.tracker if story else None,
         bootstrap=bootstrap,
-        publish=story.announcer.beat if story else None,
         clock=clock,
         tell=tell,
         penalize=penalize,
@@ -243,7 +246,9 @@ async def assemble(
     )
 
 
-def _story_of(chain: ChainService, identity: Identity, network: Network, clock: Clock, penalize: Penalize) -> Story:
+def _story_of(
+    chain: ChainService, identity: Identity, network: Network, clock: Clock, *, tell: Tell, penalize: Penalize
+) -> Story:
     wakeups, to_ask = trio.open_memory_channel[PeerId](_WAKEUPS)
 
     def ask(peer: PeerId) -> None:
@@ -251,9 +256,10 @@ def _story_of(chain: ChainService, identity: Identity, network: Network, clock: 
             wakeups.send_nowait(peer)
 
     announcer = Announcer(identity=identity, chain=chain, network=network, ask=ask, clock=clock)
+    tracking = TrackerService(identity=identity, chain=chain, network=network, ask=ask, clock=clock, tell=tell)
     puller = Puller(network, identity, clock)
     syncing = SyncService(puller=puller, chain=chain, network=network, wakeups=to_ask, penalize=penalize)
-    return Story(chain, announcer, syncing, ask)
+    return Story(chain, announcer, syncing, tracking, ask)
 
 
 def _max_reorg(wanted: int | None, genesis: Genesis) -> int | None:

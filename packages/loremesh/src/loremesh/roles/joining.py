@@ -9,16 +9,13 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from loremesh.errors import (
-    Fault,
     InvalidGenesis,
-    InvalidMessage,
     ProtocolError,
     ServiceError,
     Unreachable,
     UsageError,
 )
 from loremesh.primitives import PeerId, StoryId
-from loremesh.protocol.codec import decode
 from loremesh.protocol.genesis import Genesis, genesis_from_toml, story_id
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import (
@@ -26,6 +23,7 @@ from loremesh.protocol.wire import (
     MessageType,
     Nothing,
     PeerList,
+    read_peer_list,
     seal,
     unseal,
 )
@@ -191,9 +189,7 @@ class Lookout:
         """Ask a node who is here; from any node but the tracker the list is second-hand, and says so."""
         frame = seal(self.identity, MessageType.PEER_LIST_REQUEST, Nothing(), self.clock(), peer)
         kind, payload = unseal(await self.puller.ask(peer, PEERS_PROTOCOL, frame), peer, self.identity.peer_id)
-        if kind not in {MessageType.PEER_LIST, MessageType.NOT_THE_TRACKER}:
-            raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_LIST_REQUEST}")
-        return decode(PeerList, payload)
+        return read_peer_list(kind, payload, peer)
 
 
 def check_story(genesis: Genesis, wanted: StoryId | None, where: str) -> None:

@@ -24,16 +24,12 @@ from loremesh.protocol.wire import (
     INLINE_BODY,
     BlockAnnouncement,
     MessageType,
-    PeerRecord,
-    check_record,
     expect,
     seal,
     topic,
-    unseal,
 )
 from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Clock
-from loremesh.services.peers import PeerService
 
 logger = logging.getLogger("loremesh.announcements")
 
@@ -76,13 +72,12 @@ class Announcer:
         self._ask = ask
         self._clock = clock
         story = chain.store.story
-        self._blocks, self._transactions, self._peers = (topic(story, name) for name in ("blocks", "txs", "peers"))
+        self._blocks, self._transactions = (topic(story, name) for name in ("blocks", "txs"))
 
     async def subscribe(self) -> None:
         """Listen to the story's topics."""
         await self._network.subscribe(self._blocks, self._check_announcement)
         await self._network.subscribe(self._transactions, self._check_transaction)
-        await self._network.subscribe(self._peers, _check_heartbeat)
 
     async def announce(self, block: Block) -> None:
         """Tell the network of a block that is ours and durable."""
@@ -101,21 +96,13 @@ class Announcer:
         """Tell the network of a transaction that came to us directly."""
         await self._publish(self._transactions, MessageType.TRANSACTION, transaction)
 
-    async def beat(self, heartbeat: bytes) -> None:
-        """Gossip our heartbeat."""
-        with trio.move_on_after(_PUBLISH_TIMEOUT):
-            await self._network.publish(self._peers, heartbeat)
-
-    async def on_gossip(self, received: GossipReceived, peers: PeerService) -> None:
+    async def on_gossip(self, received: GossipReceived) -> None:
         """Take in a message that passed its topic's check."""
         if received.topic == self._blocks:
             announcement = expect(received.data, received.signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
             await self._take_announcement(announcement, received.forwarder)
         elif received.topic == self._transactions:
             await self._take_transaction(received)
-        elif received.topic == self._peers:
-            record = expect(received.data, received.signer, MessageType.HEARTBEAT, PeerRecord)
-            peers.on_heartbeat(received.signer, record)
 
     async def _take_announcement(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
         if self._chain.knows(announcement.hash):
@@ -153,11 +140,3 @@ class Announcer:
             await self._network.publish(name, seal(self._identity, kind, payload, self._clock()))
         if deadline.cancelled_caught:
             logger.warning("a %s was not taken by the network in time; peers will pull it", kind)
-
-
-def _check_heartbeat(signer: PeerId, data: bytes) -> None:
-    kind, payload = unseal(data, signer)
-    if kind is not MessageType.HEARTBEAT:
-        raise InvalidMessage(Fault.UNEXPECTED, f"{kind} among heartbeats")
-    if check_record(decode(PeerRecord, payload)).peer_id != signer:
-        raise InvalidMessage(Fault.WRONG_SENDER, "the card is somebody else's")

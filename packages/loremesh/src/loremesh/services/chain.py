@@ -38,7 +38,7 @@ from loremesh.protocol.mempool import Mempool, add, next_nonce, select, settle
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
 from loremesh.protocol.transaction import Transaction, transaction_hash
-from loremesh.services.happenings import Clock, Evidence, Head, Role, Tell, Tracker
+from loremesh.services.happenings import Clock, Evidence, Head, Tell
 from loremesh.services.latest import Latest
 from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransactions, StoredBlock, Write
 
@@ -92,9 +92,8 @@ class ChainService:
         genesis: Of the one story it keeps.
         disk: Where blocks and waiting transactions are kept.
         clock: Unix milliseconds.
-        tell: Hears of heads, roles and rejections.
+        tell: Hears of heads and of evidence.
         penalize: Hears which peer broke which rule.
-        me: Our own peer id.
         max_reorg: Deepest automatic reorganisation; None: any.
     """
 
@@ -106,21 +105,17 @@ class ChainService:
         clock: Clock,
         tell: Tell,
         penalize: Penalize,
-        me: PeerId,
         max_reorg: int | None = None,
     ) -> None:
         self._disk = disk
         self._clock = clock
         self._tell = tell
         self._penalize = penalize
-        self._me = me
         self._coming = new_store(genesis, Millis(clock()), max_reorg)
         """With what is on its way to the disk; only the task of `run` changes it."""
         self._store = self._coming
         self._pool = Mempool(self._store.story)
         self._senders: dict[Hash, PeerId] = {}
-        self._is_tracker: bool | None = None
-        self._tracker: PeerId | None = None
         self._jobs, self._inbox = trio.open_memory_channel[_Job](_QUEUE)
         self.head = Latest(self._store.head)
         self.orphaned = Latest[PeerId | None](None)
@@ -185,7 +180,6 @@ class ChainService:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        self._tell_roles(self._store.head)
         while True:
             jobs = await self._next_jobs()
             await self._advance_clock()
@@ -386,18 +380,7 @@ class ChainService:
         header = self._store.tip.header
         depth = max(len(move.abandoned) for move in moves)
         self._tell(Head(self._store.tip.link.height, head, header.producer if header else None, depth))
-        self._tell_roles(head)
         self.head.set(head)
-
-    def _tell_roles(self, head: Hash) -> None:
-        link = self._store.entries[head].link
-        is_tracker = link.producer == self._me
-        if is_tracker is not self._is_tracker:
-            self._is_tracker = is_tracker
-            self._tell(Role(is_tracker, link.height))
-        if link.producer is not None and link.producer != self._tracker:
-            self._tracker = link.producer
-            self._tell(Tracker(link.producer, link.height))
 
 
 def _damaged(name: Hash, reason: str) -> MachineError:

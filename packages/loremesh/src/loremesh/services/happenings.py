@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loremesh.errors import Fault
 from loremesh.primitives import Hash, Height, PeerId, StoryId
+from loremesh.protocol.tracker import TrackerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,13 @@ class Head:
 class Role:
     """This node became the tracker of the coming round, or a peer again."""
 
-    is_tracker: bool
+    state: TrackerState
     height: Height
 
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """Who became the tracker of the coming round."""
+    """Who became the tracker of the coming round, or took over in it."""
 
     peer_id: PeerId
     height: Height

@@ -9,7 +9,7 @@ Source: docs/protocol/peers.md; S0's join notice and peer list, S1's heartbeat.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from typing import Final, Protocol
@@ -29,7 +29,9 @@ from loremesh.protocol.wire import (
     PeerCard,
     PeerList,
     PeerRecord,
+    SignedPeerList,
     check_record,
+    read_peer_list,
     seal,
     sign_card,
     unseal,
@@ -79,6 +81,23 @@ class Network(Protocol):
         """Send one frame, give the one that answers."""
 
 
+class Office(Protocol):
+    """What the peers service needs of whoever knows the tracker."""
+
+    @property
+    def tracker(self) -> PeerId | None:
+        """Who it is."""
+
+    def signed_list(self, peers: tuple[ListedPeer, ...]) -> SignedPeerList | None:
+        """Sign a list if we are the tracker."""
+
+    def on_peer(self, peer: PeerId, *, lives: bool) -> None:
+        """Take in that a peer gave a sign of life, or is dead or has left."""
+
+    async def beat(self, heartbeat: bytes) -> None:
+        """Gossip our heartbeat."""
+
+
 @unique
 class Liveness(StrEnum):
     """What we think of a peer."""
@@ -124,9 +143,8 @@ class PeerService:
         network: To dial and to call.
         me: What we say of ourselves.
         height: Gives the height of our head.
-        tracker: Gives the tracker of the coming round, None without a story.
+        office: Knows the tracker, hears who lives and who is gone, gossips heartbeats; None without a story.
         bootstrap: Addresses that are always dialled again.
-        publish: Gossips a heartbeat; None without a story.
         clock: Unix milliseconds.
         tell: Hears of who joined, left, died.
         penalize: Hears which peer broke which rule.
@@ -137,9 +155,8 @@ class PeerService:
     network: Network
     me: Self
     height: Callable[[], Height]
-    tracker: Callable[[], PeerId | None]
+    office: Office | None
     bootstrap: tuple[str, ...]
-    publish: Callable[[bytes], Awaitable[None]] | None
     clock: Clock
     tell: Tell
     penalize: Penalize
@@ -168,9 +185,10 @@ class PeerService:
         try:
             answer = await self._call(peer, MessageType.PEER_JOIN, self.record())
             kind, payload = unseal(answer, peer, self.identity.peer_id)
-            if kind not in {MessageType.PEER_LIST, MessageType.NOT_THE_TRACKER}:
-                raise InvalidMessage(Fault.NOT_AS_ASKED, f"{kind} in answer to {MessageType.PEER_JOIN}")
-            for listed in decode(PeerList, payload).peers:
+            answered = read_peer_list(kind, payload, peer)
+            for tracker in answered.tracker:  # it should hear of us from ourselves
+                self.hear_of(tracker, answered.tracker_addresses)
+            for listed in answered.peers:
                 if listed.record.card.peer_id == peer:
                     self._take_own_word(listed.record, peer, in_person=True)
                 else:
@@ -209,12 +227,14 @@ class PeerService:
             decode(Nothing, payload)
         else:
             raise InvalidMessage(Fault.UNEXPECTED, f"{kind} on the peers protocol")
-        is_tracker = self.tracker() == self.identity.peer_id
-        answer = MessageType.PEER_LIST if is_tracker else MessageType.NOT_THE_TRACKER
-        await stream.send(
-            seal(self.identity, answer, self.peer_list(authoritative=is_tracker), self.clock(), stream.peer_id)
-        )
+        await stream.send(self._answer(stream.peer_id))
         await stream.finish()
+
+    def _answer(self, asker: PeerId) -> bytes:
+        signed = self.office.signed_list(self.listed()) if self.office is not None else None
+        if signed is not None:
+            return seal(self.identity, MessageType.PEER_LIST, signed, self.clock(), asker)
+        return seal(self.identity, MessageType.NOT_THE_TRACKER, self.peer_list(), self.clock(), asker)
 
     def record(self) -> PeerRecord:
         """Give our own signed card as of now."""
@@ -229,17 +249,22 @@ class PeerService:
         )
         return sign_card(self.identity, card)
 
-    def peer_list(self, *, authoritative: bool) -> PeerList:
-        """Give the list of living peers, ourselves first."""
-        tracker = self.tracker()
+    def peer_list(self) -> PeerList:
+        """Give what we answer when somebody else is the tracker: who and where that is, and a list of our own."""
+        tracker = self.office.tracker if self.office is not None else None
+        known = self._known.get(tracker) if tracker is not None else None
+        where = self._reachability.reached(known.record.card) if known is not None else ()
+        return PeerList((tracker,) if tracker is not None else (), 0, self.listed(), where)
+
+    def listed(self) -> tuple[ListedPeer, ...]:
+        """List the living, ourselves first."""
         ours = self.record()
         living = [
             ListedPeer(known.record, self._reachability.reached(known.record.card))
             for known in self._known.values()
             if known.liveness is Liveness.ALIVE
         ]
-        listed = (ListedPeer(ours, ours.card.addresses), *living[:127])
-        return PeerList((tracker,) if tracker else (), int(authoritative), listed)
+        return (ListedPeer(ours, ours.card.addresses), *living[:127])
 
     def liveness(self) -> Counter[Liveness]:
         """Count the peers we have heard from, by what we think of them."""
@@ -274,6 +299,7 @@ class PeerService:
         if peer in self._known:
             self._forget(peer)
             self.tell(PeerChanged(peer, "left"))
+        self._tell_office(peer, lives=False)
         self._dials = {
             address: dial
             for address, dial in self._dials.items()
@@ -315,6 +341,7 @@ class PeerService:
                 self._forget_the_silent()
             self._known[signer] = _Known(record, trio.current_time())
             self.tell(PeerChanged(signer, "joined"))
+            self._tell_office(signer, lives=True)
         elif card.time > known.record.card.time:
             known.record = record
             self._revive(known)
@@ -326,6 +353,11 @@ class PeerService:
         if known.liveness is Liveness.DEAD:
             self.tell(PeerChanged(known.record.card.peer_id, "joined"))
         known.liveness = Liveness.ALIVE
+        self._tell_office(known.record.card.peer_id, lives=True)
+
+    def _tell_office(self, peer: PeerId, *, lives: bool) -> None:
+        if self.office is not None:
+            self.office.on_peer(peer, lives=lives)
 
     def _forget_the_silent(self) -> None:
         self._forget(min(self._known, key=lambda peer: self._known[peer].seen))
@@ -333,8 +365,8 @@ class PeerService:
     async def _beat(self, nursery: trio.Nursery) -> None:
         while True:
             await trio.sleep(HEARTBEAT)
-            if self.publish is not None:
-                await self.publish(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
+            if self.office is not None:
+                await self.office.beat(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
             for peer in self._unheard():
                 nursery.start_soon(self.introduce, peer)
             for known in self._known.values():
@@ -394,6 +426,7 @@ class PeerService:
     def _declare_dead(self, peer: PeerId, known: _Known) -> None:
         known.liveness = Liveness.DEAD
         self.tell(PeerChanged(peer, "dead"))
+        self._tell_office(peer, lives=False)
 
     def _dial_the_lost(self, nursery: trio.Nursery, limit: trio.CapacityLimiter) -> None:
         now = trio.current_time()

@@ -22,8 +22,15 @@ from loremesh.protocol.wire import (
     PeerCard,
     PeerList,
     Refusal,
+    SignedClaim,
+    SignedPeerList,
     Status,
+    TrackerAnnouncement,
+    TrackerClaim,
+    TrackerList,
     sign_card,
+    sign_claim,
+    sign_list,
 )
 from loremesh.testing.bad_blocks import BAD_BYTES, scene
 from loremesh.testing.builders import ANN, BOB, START, suggestion
@@ -45,9 +52,12 @@ TYPES: dict[str, type] = {
         PeerList,
         Refusal,
         Rules,
+        SignedClaim,
         SignedHeader,
+        SignedPeerList,
         Status,
         Suggest,
+        TrackerAnnouncement,
         Transaction,
         TransactionBody,
         Validator,
@@ -111,6 +121,7 @@ def cases() -> list[Case]:
     card = PeerCard(
         ANN.peer_id, ("/ip4/127.0.0.1/tcp/4001",), ("executor",), ("builtin",), (at.story,), Height(2), START
     )
+    listed = ListedPeer(sign_card(ANN, card), card.addresses)
     accepted: list[tuple[str, object]] = [
         ("zero", Account(0)),
         ("the largest number of one byte", Account(127)),
@@ -136,7 +147,13 @@ def cases() -> list[Case]:
         ("an optional value that is there", Status((at.story,), Height(2), (at.store.head,), ())),
         ("an optional value that is not", Status((), Height(0), (), ())),
         ("a request for headers", HeadersRequest(at.story, (at.store.head, at.story), (), 512)),
-        ("a peer list", PeerList((ANN.peer_id,), 1, (ListedPeer(sign_card(ANN, card), card.addresses),))),
+        ("a second-hand peer list", PeerList((BOB.peer_id,), 0, (listed,), ("/ip4/127.0.0.1/tcp/4002",))),
+        (
+            "the tracker's list",
+            sign_list(ANN, TrackerList(at.story, at.store.head, 0, START, ANN.peer_id, (listed,))),
+        ),
+        ("a claim", sign_claim(BOB, TrackerClaim(at.story, at.store.head, 1, BOB.peer_id, START))),
+        ("the word of a tracker that was", TrackerAnnouncement(at.story, Height(2), at.store.head, BOB.peer_id)),
         ("a refusal", Refusal("no such story here")),
         (
             "an envelope",

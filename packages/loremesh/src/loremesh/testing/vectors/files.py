@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from loremesh.testing.vectors import block, codec, fork_choice, genesis, identity, paragraph, state, work
+from loremesh.testing.vectors import block, codec, fork_choice, genesis, identity, paragraph, state, tracker, work
 from loremesh.testing.vectors.plain import Case
 
 _FAMILIES: dict[str, tuple[str | None, Callable[[], list[Case]]]] = {
@@ -13,6 +13,7 @@ _FAMILIES: dict[str, tuple[str | None, Callable[[], list[Case]]]] = {
     "work": (work.__doc__, work.cases),
     "state": (state.__doc__, state.cases),
     "fork_choice": (fork_choice.__doc__, fork_choice.cases),
+    "tracker": (tracker.__doc__, tracker.cases),
     "block": (block.__doc__, block.cases),
     "paragraph": (paragraph.__doc__, paragraph.cases),
 }
