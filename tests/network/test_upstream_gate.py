@@ -11,19 +11,48 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.frames import Stream
+from loremesh.network.upstream.gate import OnceSignedNoise
 from loremesh.testing.loopback import PATIENCE
 
 from libp2p import new_host  # isort: skip
 from libp2p.crypto.ed25519 import create_new_key_pair as new_ed25519_key_pair  # isort: skip
 from libp2p.crypto.keys import KeyPair, KeyType, PrivateKey, PublicKey  # isort: skip
 from libp2p.crypto.secp256k1 import create_new_key_pair  # isort: skip
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair  # isort: skip
 from libp2p.peer.id import ID  # isort: skip
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport  # isort: skip
+from libp2p.security.noise.patterns import PatternXX  # isort: skip
+from libp2p.security.noise.transport import Transport  # isort: skip
 from multiaddr import Multiaddr  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 StartStock = Callable[..., Awaitable[Any]]
 ECHO = "/loremesh/echo/1"
+
+
+class CountingKey(PrivateKey):
+    """A key that counts its signatures."""
+
+    def __init__(self, key: PrivateKey) -> None:
+        self._key = key
+        self.signatures = 0
+
+    def to_bytes(self) -> bytes:
+        return self._key.to_bytes()
+
+    def get_type(self) -> KeyType:
+        return self._key.get_type()
+
+    def sign(self, data: bytes) -> bytes:
+        self.signatures += 1
+        return self._key.sign(data)
+
+    def get_public_key(self) -> PublicKey:
+        return self._key.get_public_key()
+
+
+def new_stock_noise(key_pair: KeyPair) -> Transport:
+    return Transport(key_pair, new_x25519_key_pair().private_key)
 
 
 class EcdsaPublicKey(PublicKey):
@@ -116,3 +145,21 @@ def test_canary_the_stock_host_still_offers_plaintext() -> None:
     host = new_host(key_pair=create_new_key_pair(secrets.token_bytes(32)))
     offered = vars(host.get_network())["upgrader"].security_multistream.transports
     assert PLAINTEXT_PROTOCOL_ID in offered, "upstream's default is secure now: upstream/gate.py may offer its default"
+
+
+@pytest.mark.parametrize(("noise", "signatures"), [(OnceSignedNoise, 1), (new_stock_noise, 3)])
+def test_the_static_key_is_signed_once_and_not_in_every_handshake(
+    noise: Callable[[KeyPair], Transport], signatures: int
+) -> None:
+    pair = create_new_key_pair(secrets.token_bytes(32))
+    key = CountingKey(pair.private_key)
+    transport = noise(KeyPair(key, pair.public_key))
+    payloads = {_payload_of(transport) for _ in range(3)}
+    assert len(payloads) == 1
+    assert key.signatures == signatures
+
+
+def _payload_of(noise: Transport) -> bytes:
+    pattern = noise.get_pattern()
+    assert isinstance(pattern, PatternXX)
+    return pattern.make_handshake_payload().serialize()

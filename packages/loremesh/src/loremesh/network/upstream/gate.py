@@ -1,8 +1,8 @@
 """Who may connect: `libp2p.transport.upgrader.TransportUpgrader.upgrade_security`.
 
 Symptoms: the default host accepts plaintext and secio, so anyone can claim to be anyone; any kind of key is a peer,
-although only a secp256k1 id gives an EVM address; there is no say in who connects; and a dial must know the peer id
-beforehand although the handshake would tell.
+although only a secp256k1 id gives an EVM address; there is no say in who connects; a dial must know the peer id
+beforehand although the handshake would tell; and every handshake derives and signs the same static key again.
 
 Here noise is all that is offered, and a remote is admitted right after it has proved its key.
 """
@@ -10,10 +10,17 @@ Here noise is all that is offered, and a remote is admitted right after it has p
 from collections.abc import Callable
 
 from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.crypto.keys import KeyPair, PrivateKey
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.messages import NoiseExtensions, NoiseHandshakePayload
+from libp2p.security.noise.patterns import (  # type: ignore[attr-defined]  # NoiseState is an import of upstream's
+    IPattern,
+    NoiseState,
+    PatternXX,
+)
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.transport.exceptions import SecurityUpgradeFailure
@@ -22,8 +29,36 @@ from libp2p.transport.upgrader import TransportUpgrader
 from loremesh.errors import InvalidMessage
 from loremesh.network.upstream.muxing import PROTOCOL as YAMUX
 from loremesh.network.upstream.muxing import BoundedMuxers, BoundedYamux
+from loremesh.network.upstream.negotiating import EagerClient
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import check_peer_id
+
+
+class OnceSignedNoise(Noise):
+    """Noise whose one static key is derived and signed once, not in every handshake."""
+
+    def __init__(self, key_pair: KeyPair) -> None:
+        super().__init__(key_pair, noise_privkey=new_x25519_key_pair().private_key)
+        self._pattern = _OnceSigned(self.local_peer, self.libp2p_privkey, self.noise_privkey)
+
+    def get_pattern(self) -> IPattern:
+        """Give the handshake, which keeps nothing of a connection."""
+        return self._pattern
+
+
+class _OnceSigned(PatternXX):
+    def __init__(self, local_peer: ID, libp2p_privkey: PrivateKey, noise_static_key: PrivateKey) -> None:
+        super().__init__(local_peer, libp2p_privkey, noise_static_key)
+        self._payload = super().make_handshake_payload()
+        self._static = super().create_noise_state().noise_protocol.keypairs["s"]
+
+    def create_noise_state(self, prologue: bytes | None = None) -> NoiseState:  # noqa: ARG002 - upstream's; there is none
+        state = NoiseState.from_name(self.protocol_name)
+        state.noise_protocol.keypairs["s"] = self._static
+        return state
+
+    def make_handshake_payload(self, extensions: NoiseExtensions | None = None) -> NoiseHandshakePayload:  # noqa: ARG002 - upstream's; there are none
+        return self._payload
 
 
 class Gate(TransportUpgrader):
@@ -32,8 +67,8 @@ class Gate(TransportUpgrader):
     def __init__(
         self, secret: bytes, is_welcome: Callable[[PeerId], bool], *, max_streams: int, timeout: float
     ) -> None:
-        noise = Noise(create_new_key_pair(secret), noise_privkey=new_x25519_key_pair().private_key)
-        super().__init__({NOISE: noise}, {YAMUX: BoundedYamux})
+        super().__init__({NOISE: OnceSignedNoise(create_new_key_pair(secret))}, {YAMUX: BoundedYamux})
+        self.security_multistream._selector.multiselect_client = EagerClient()  # noqa: SLF001 - upstream has no other way
         self.muxer_multistream = BoundedMuxers(max_streams, timeout)
         self._is_welcome = is_welcome
 

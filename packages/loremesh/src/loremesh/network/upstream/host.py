@@ -22,8 +22,9 @@ from multiaddr import Multiaddr
 
 from loremesh.errors import Unreachable
 from loremesh.network.settings import NetworkSettings
-from loremesh.network.upstream import reading
+from loremesh.network.upstream import closing, reading
 from loremesh.network.upstream.gate import Gate
+from loremesh.network.upstream.negotiating import EagerClient
 from loremesh.network.upstream.streams import StreamPipe, contain
 from loremesh.network.upstream.swarm import BoundedSwarm
 
@@ -37,6 +38,7 @@ class QuietHost(BasicHost):
 
     def __init__(self, secret: bytes, gate: Gate, settings: NetworkSettings) -> None:
         reading.install()
+        closing.install()
         key_pair = create_new_key_pair(secret)
         peer_id = ID.from_pubkey(key_pair.public_key)
         peerstore = PeerStore()
@@ -49,6 +51,7 @@ class QuietHost(BasicHost):
             addrs_factory=lambda _: self.advertised,
             disable_identify_address_discovery=True,
         )
+        self.multiselect_client = EagerClient()
         self.swarm.notifees = [known for known in self.swarm.notifees if not isinstance(known, _IdentifyNotifee)]
         self.remove_stream_handler(ID_PUSH)
         self.swarm.set_stream_handler(contain(self._swarm_stream_handler))

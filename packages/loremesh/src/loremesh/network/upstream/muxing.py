@@ -3,7 +3,7 @@
 Symptoms: the other side may open any number of streams, each with a task here; it may send on a stream nobody reads
 without ever meeting the window (160 MB sent are 200 MB held); a task that is cancelled while it writes leaves half a
 frame on the wire, after which nothing on that connection can be read; when the muxer's task is cancelled its socket
-stays open as a zombie at the other side.
+stays open as a zombie at the other side; closing takes a tenth of a second longer than it need.
 """
 
 import logging
@@ -19,6 +19,7 @@ from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
+from loremesh.network.upstream.negotiating import EagerClient
 from loremesh.primitives import MIB
 
 _log = logging.getLogger("loremesh.network")
@@ -43,6 +44,16 @@ class BoundedYamux(Yamux):
                 with trio.CancelScope(shield=True), trio.move_on_after(1):
                     await self._cleanup_on_error()
                 self.event_closed.set()
+
+    async def close(self, error_code: int = yamux.GO_AWAY_NORMAL) -> None:
+        """Say goodbye and close the socket; the stock one then sleeps for a while."""
+        on_close, self.on_close = self.on_close, None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(super().close, error_code)
+            await self.event_closed.wait()
+            nursery.cancel_scope.cancel()
+        if on_close is not None:
+            await on_close()
 
     async def accept_stream(self) -> IMuxedStream:
         """Give the next stream the other side opened; those over the limit are reset."""
@@ -95,6 +106,7 @@ class BoundedMuxers(MuxerMultistream):
 
     def __init__(self, max_streams: int, timeout: float) -> None:
         super().__init__({PROTOCOL: BoundedYamux}, max(1, int(timeout)))
+        self._selector.multiselect_client = EagerClient()
         self._max_streams = max_streams
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:

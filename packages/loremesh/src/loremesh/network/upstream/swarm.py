@@ -20,7 +20,6 @@ from typing import Final, TypeVar
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, ISecureConn
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
@@ -39,6 +38,7 @@ from loremesh.network.locks import KeyedLocks
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.muxing import BoundedYamux
+from loremesh.network.upstream.sockets import BufferedStream
 from loremesh.network.upstream.websocket import WebSocketStream
 from loremesh.primitives import PeerId
 
@@ -357,7 +357,7 @@ async def _raw(socket: trio.SocketStream, transport: Transport, *, initiator: bo
     host, port = socket.socket.getpeername()[:2]
     addresses = [Multiaddr(str(endpoint_of_socket(socket.socket.getpeername(), transport)))]
     if transport is Transport.TCP:
-        return RawConnection(TrioTCPStream(socket), initiator, addresses=addresses)
+        return RawConnection(BufferedStream(socket), initiator, addresses=addresses)
     stream = WebSocketStream(socket, ConnectionType.CLIENT if initiator else ConnectionType.SERVER)
     await stream.open(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return RawConnection(stream, initiator, addresses=addresses)
