@@ -194,7 +194,7 @@ class Pull:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._name_missing, tip, download)
             if not await download.run():
-                logger.info("headers were announced whose bodies nobody sent")
+                logger.debug("headers were announced whose bodies nobody sent")
             nursery.cancel_scope.cancel()
         self.came += download.came
         for peer, failure in download.failed.items():
