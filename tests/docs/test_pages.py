@@ -15,7 +15,7 @@ from loremesh.cli.events import event_view
 from loremesh.errors import Fault
 from loremesh.primitives import Hash, Height
 from loremesh.protocol.tracker import TrackerState
-from loremesh.services.happenings import Evidence, Head, PeerChanged, Ready, Rejected, Role, Tracker
+from loremesh.services.happenings import Banned, Evidence, Head, PeerChanged, Ready, Rejected, Role, Tracker
 from loremesh.testing.builders import ANN
 
 PROGRAMS = [("loremesh-validator", validator.app), ("loremesh-executor", executor.app), ("loremesh", main.app)]
@@ -28,6 +28,7 @@ HAPPENINGS = [
     Tracker(ANN.peer_id, Height(1)),
     PeerChanged(ANN.peer_id, "joined"),
     Rejected("block", Fault.TOO_EARLY, ANN.peer_id, ""),
+    Banned(ANN.peer_id, 600.0),
     Evidence(ANN.peer_id, "two headers on one parent"),
 ]
 

@@ -12,6 +12,7 @@ from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
 from loremesh.protocol.tracker import TrackerState
 from loremesh.services.happenings import (
+    Banned,
     Evidence,
     Happening,
     Head,
@@ -54,6 +55,8 @@ def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one a
         case Rejected(what, fault, peer_id, detail):
             why = {"fault": str(fault), "detail": detail}
             return {"event": "rejected", "what": what, **why, "peer_id": peer_id_text(peer_id)}
+        case Banned(peer_id, seconds):
+            return {"event": "banned", "peer_id": peer_id_text(peer_id), "seconds": round(seconds)}
         case Evidence(producer, kind):
             return {"event": "evidence", "validator": peer_id_text(producer), "kind": kind}
 
@@ -83,10 +86,10 @@ def _text_printer(node: str | None) -> Tell:
     return tell
 
 
-_Shown = Ready | Head | Role | PeerChanged | Rejected | Evidence
+_Shown = Ready | Head | Role | PeerChanged | Rejected | Banned | Evidence
 
 
-def _line(happening: _Shown) -> tuple[str, str]:
+def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
     """Put a happening into a line for people, and its style."""
     match happening:
         case Ready(role, peer_id, addresses, story, http):
@@ -105,6 +108,8 @@ def _line(happening: _Shown) -> tuple[str, str]:
             return f"peer {_short(peer_id)} {'is dead' if change == 'dead' else change}", "dim"
         case Rejected(what, fault, peer_id, detail):
             return f"refused a {what} of {_short(peer_id)}: {fault}" + (f" ({detail})" if detail else ""), "red"
+        case Banned(peer_id, seconds):
+            return f"{_short(peer_id)} broke too many rules and is kept out for {seconds:.0f} s", "bold red"
         case Evidence(producer, kind):
             return f"evidence against {_short(producer)}: {kind}", "red"
 

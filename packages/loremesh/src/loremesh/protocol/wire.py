@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Annotated, Final, TypeVar
 
-from loremesh.errors import Fault, InvalidMessage
+from loremesh.errors import Fault, InvalidMessage, RequestRefused
 from loremesh.primitives import KIB, MIB, PEER_ID_BYTES, Hash, Millis, PeerId
 from loremesh.protocol.block import SignedHeader
 from loremesh.protocol.codec import (
@@ -345,11 +345,12 @@ def expect(frame: bytes, authenticated: PeerId, kind: MessageType, cls: type[T])
     """Open an envelope that must hold one kind of message.
 
     Raises:
-        InvalidMessage: As `unseal`; NOT_AS_ASKED for another kind, with the reason when it is a refusal.
+        RequestRefused: It is a refusal; with the reason.
+        InvalidMessage: As `unseal`; NOT_AS_ASKED for another kind.
     """
     found, payload = unseal(frame, authenticated)
     if found is MessageType.REFUSAL:
-        raise InvalidMessage(Fault.NOT_AS_ASKED, f"refused: {decode(Refusal, payload).reason}")
+        raise RequestRefused(Fault.NOT_AS_ASKED, f"refused: {decode(Refusal, payload).reason}")
     if found is not kind:
         raise InvalidMessage(Fault.NOT_AS_ASKED, f"{found} instead of {kind}")
     return decode(cls, payload)

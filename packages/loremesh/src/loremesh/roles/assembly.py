@@ -26,13 +26,15 @@ from loremesh.network.events import (
 from loremesh.network.frames import Stream
 from loremesh.primitives import PeerId
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis
-from loremesh.protocol.identity import Identity, peer_id_text
+from loremesh.protocol.identity import Identity
+from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.wire import PEERS_PROTOCOL, SYNC_PROTOCOL
-from loremesh.services import announcements, peers, sync
+from loremesh.services import announcements, peers, scores, sync
 from loremesh.services.announcements import Announcer
 from loremesh.services.chain import ChainService, Disk, Penalize
-from loremesh.services.happenings import Clock, Ready, Rejected, Tell
+from loremesh.services.happenings import Clock, Ready, Tell
 from loremesh.services.peers import PeerService, Self
+from loremesh.services.scores import ScoreService
 from loremesh.services.serving import SyncServer
 from loremesh.services.sync import Puller, SyncService
 from loremesh.services.tracker import TrackerService
@@ -48,7 +50,7 @@ _LONELY: Final = 10.0
 _WAKEUPS: Final = 64
 
 
-class Network(peers.Network, announcements.Network, sync.Network, Protocol):
+class Network(peers.Network, announcements.Network, sync.Network, scores.Network, Protocol):
     """What a node needs of the network: `Behaviour`, or a `MemoryNode`."""
 
     @property
@@ -92,8 +94,8 @@ class Services:
     peers: PeerService
     story: Story | None
     """None: a pure anchor."""
+    scores: ScoreService
     tell: Tell
-    penalize: Penalize
     met: trio.Event = field(default_factory=trio.Event)
     """Set once the first peer is connected."""
     ready: trio.Event = field(default_factory=trio.Event)
@@ -103,6 +105,7 @@ class Services:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; reports when all have started, `ready` says when the node can be used."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.scores.run)
             nursery.start_soon(self.peers.run)
             nursery.start_soon(self._dispatch, nursery)
             if self.story is not None:
@@ -134,11 +137,12 @@ class Services:
                         self.story.tracker.on_gossip(event, self.peers)
                         await self.story.announcer.on_gossip(event)
                     except ProtocolError as error:
-                        self.penalize(event.forwarder, "gossip message", error)
-                case GossipRefused(_, fault, _, forwarder):
-                    self.penalize(forwarder, "gossip message", ProtocolError(fault))
+                        self.scores.penalize(event.forwarder, "gossip message", error)
+                case GossipRefused(_, fault, signer, forwarder):
+                    culprit = signer if fault in SIGNERS_OWN else forwarder
+                    self.scores.penalize(culprit, "gossip message", ProtocolError(fault))
                 case CallServed(protocol, peer, fault) if fault is not None:
-                    self.penalize(peer, f"call of {protocol}", ProtocolError(fault))
+                    self.scores.penalize(peer, f"call of {protocol}", ProtocolError(fault))
                 case PeerNearby(peer, addresses):
                     self.peers.hear_of(peer, addresses)
                 case _:
@@ -203,11 +207,7 @@ async def assemble(
         models: What it serves, as its peers hear it.
         max_reorg: Deepest automatic reorganisation; None: what the protocol recommends.
     """
-
-    def penalize(peer_id: PeerId, what: str, error: ProtocolError) -> None:
-        logger.warning("refused a %s of %s: %s", what, peer_id_text(peer_id), error)
-        tell(Rejected(what, error.fault, peer_id, error.detail))
-
+    judge = ScoreService(identity.peer_id, network, tell)
     story = None
     if genesis is not None:
         chain = ChainService(
@@ -215,11 +215,11 @@ async def assemble(
             disk,
             clock=clock,
             tell=tell,
-            penalize=penalize,
+            penalize=judge.penalize,
             max_reorg=_max_reorg(max_reorg, genesis),
         )
         await chain.restore()
-        story = _story_of(chain, identity, network, clock, tell=tell, penalize=penalize)
+        story = _story_of(chain, identity, network, clock, tell=tell, penalize=judge.penalize)
     table = PeerService(
         identity=identity,
         network=network,
@@ -229,7 +229,7 @@ async def assemble(
         bootstrap=bootstrap,
         clock=clock,
         tell=tell,
-        penalize=penalize,
+        penalize=judge.penalize,
     )
     server = SyncServer(identity, story.chain if story else None, clock, story.announcer.relay if story else None)
     network.serve(SYNC_PROTOCOL, server.serve)
@@ -241,8 +241,8 @@ async def assemble(
         bootstrap=bootstrap,
         peers=table,
         story=story,
+        scores=judge,
         tell=tell,
-        penalize=penalize,
     )
 
 

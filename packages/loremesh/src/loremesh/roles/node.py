@@ -107,7 +107,7 @@ class Node:
     def reload(self) -> None:
         """Read the deny file again and act on it; a mistake in it is logged and changes nothing."""
         try:
-            self.network.deny(read_deny_file(self.settings.data_dir))
+            self.services.scores.deny(read_deny_file(self.settings.data_dir))
         except UsageError as error:
             logger.error("the deny file is not used: %s", error)  # noqa: TRY400 - the line is the whole story
         else:

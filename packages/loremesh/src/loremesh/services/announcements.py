@@ -12,11 +12,12 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import Fault, InvalidMessage, InvalidTransaction
+from loremesh.errors import Fault, InvalidBlock, InvalidMessage, InvalidTransaction
 from loremesh.network.events import GossipReceived
 from loremesh.primitives import PeerId
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import decode, encode
+from loremesh.protocol.fork_choice import is_one_too_many
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import Transaction, check_transaction
 from loremesh.protocol.validation import check_block_alone
@@ -130,6 +131,8 @@ class Announcer:
             said = (announcement.hash, announcement.height, announcement.producer, announcement.timestamp)
             if said != (name, header.height, header.producer, header.time):
                 raise InvalidMessage(Fault.NOT_AS_ASKED, "the announcement is not of the block inside")
+            if is_one_too_many(store, header):  # two are relayed, as evidence
+                raise InvalidBlock(Fault.EQUIVOCATION, name)
 
     def _check_transaction(self, signer: PeerId, data: bytes) -> None:
         transaction = expect(data, signer, MessageType.TRANSACTION, Transaction)

@@ -35,6 +35,7 @@ from loremesh.protocol.fork_choice import (
 )
 from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.mempool import Mempool, add, next_nonce, select, settle
+from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
 from loremesh.protocol.transaction import Transaction, transaction_hash
@@ -46,7 +47,7 @@ logger = logging.getLogger("loremesh.chain")
 
 _BATCH: Final = 64
 _QUEUE: Final = 256
-_REMEMBERED_SENDERS: Final = 1024
+_REMEMBERED_CULPRITS: Final = 1024
 _LOOK_AT_CLOCK: Final = 1.0
 """Seconds after which the clock is looked at again while a block waits for its time: it may have been set."""
 _END_OF_TIME: Final = Millis(2**63 - 1)
@@ -81,6 +82,9 @@ class _Job:
 
     block: Block
     sender: PeerId | None
+    """Who handed it to us, and has its parents."""
+    culprit: PeerId | None
+    """Who answers for it if it is invalid."""
     done: trio.Event = field(default_factory=trio.Event)
     error: ProtocolError | None = None
 
@@ -115,7 +119,7 @@ class ChainService:
         """With what is on its way to the disk; only the task of `run` changes it."""
         self._store = self._coming
         self._pool = Mempool(self._store.story)
-        self._senders: dict[Hash, PeerId] = {}
+        self._culprits: dict[Hash, PeerId] = {}
         self._jobs, self._inbox = trio.open_memory_channel[_Job](_QUEUE)
         self.head = Latest(self._store.head)
         self.orphaned = Latest[PeerId | None](None)
@@ -208,7 +212,7 @@ class ChainService:
         Raises:
             InvalidBlock: The first that breaks a rule; the others are judged all the same.
         """
-        jobs = [_Job(block, sender) for block in blocks]
+        jobs = [_Job(block, sender, sender) for block in blocks]
         for job in jobs:
             try:
                 self._jobs.send_nowait(job)  # without a pause in between, so that they share a trip to the disk
@@ -221,8 +225,11 @@ class ChainService:
                 raise job.error
 
     async def offer(self, block: Block, sender: PeerId) -> None:
-        """Hand in a block without waiting for the judgement; waits only while too many wait already."""
-        await self._jobs.send(_Job(block, sender))
+        """Hand in a gossiped block without waiting for the judgement; waits only while too many wait already.
+
+        Its producer answers for it: whoever passed it on may have lacked the parent, and could not know better.
+        """
+        await self._jobs.send(_Job(block, sender, block.header.producer))
 
     async def add_transaction(self, transaction: Transaction) -> bool:
         """Take in a transaction and wait until it is durable; False if it was waiting already.
@@ -276,10 +283,10 @@ class ChainService:
             self._coming = await self._reduce(job.block)
         except InvalidBlock as error:
             job.error = error
-            self._blame(job.sender, error)
+            self._blame(job, error)
             return ()
-        if job.sender is not None:
-            self._remember_sender(job.sender)
+        if job.sender is not None and job.culprit is not None:
+            self._remember_sender(job.sender, job.culprit)
         return self._coming.changes
 
     async def _reduce(self, block: Block) -> Store:
@@ -305,15 +312,15 @@ class ChainService:
         except (ProtocolError, KeyError) as error:
             raise _damaged(missing.path[-1], f"or one below it, {error!r}") from error
 
-    def _remember_sender(self, sender: PeerId) -> None:
+    def _remember_sender(self, sender: PeerId, culprit: PeerId) -> None:
         """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
         for change in self._coming.changes:
             if isinstance(change, Waiting):
-                self._senders[change.hash] = sender
+                self._culprits[change.hash] = culprit
                 if not change.held:
                     self.orphaned.set(sender)
-        while len(self._senders) > _REMEMBERED_SENDERS:
-            del self._senders[next(iter(self._senders))]
+        while len(self._culprits) > _REMEMBERED_CULPRITS:
+            del self._culprits[next(iter(self._culprits))]
 
     async def _settle(self, changes: Sequence[Change]) -> None:
         """Make durable what was accepted, then tell of it."""
@@ -356,9 +363,10 @@ class ChainService:
     def _report(self, change: Change) -> None:
         match change:
             case Refused(name, error):
-                sender = self._senders.pop(name, None)
-                if error is not None:
-                    self._blame(sender, error)
+                culprit = self._culprits.pop(name, None)
+                # Of a header too many its producer alone can know; who that was is gone with the block.
+                if error is not None and error.fault not in SIGNERS_OWN and culprit is not None:
+                    self._penalize(culprit, "block", error)
             case Equivocated(producer, _, _):
                 self._tell(Evidence(producer, "two headers on one parent"))
             case ReorgWithheld(tip, depth):
@@ -371,9 +379,11 @@ class ChainService:
             case _:
                 pass
 
-    def _blame(self, sender: PeerId | None, error: ProtocolError) -> None:
-        if sender is not None:
-            self._penalize(sender, "block", error)
+    def _blame(self, job: _Job, error: InvalidBlock) -> None:
+        if error.fault in SIGNERS_OWN and job.culprit != job.block.header.producer:
+            logger.info("a peer keeps a block that we do not: %s", error)
+        elif job.culprit is not None:
+            self._penalize(job.culprit, "block", error)
 
     def _tell_head(self, moves: list[HeadMoved]) -> None:
         head = self._store.head

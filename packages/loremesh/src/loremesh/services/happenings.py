@@ -68,6 +68,14 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Banned:
+    """A peer broke too many rules and is kept out for a while."""
+
+    peer_id: PeerId
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """A producer signed two headers on one parent."""
 
@@ -75,7 +83,7 @@ class Evidence:
     kind: str
 
 
-Happening = Ready | Head | Role | Tracker | PeerChanged | Rejected | Evidence
+Happening = Ready | Head | Role | Tracker | PeerChanged | Rejected | Banned | Evidence
 Tell = Callable[[Happening], None]
 """Takes a happening; must return at once."""
 

@@ -41,6 +41,7 @@ from loremesh.testing.builders import (
     DAN,
     START,
     block_on,
+    find,
     identity,
     parent_of,
     resigned,
@@ -57,6 +58,16 @@ _WORDS: Final = "the lamp went out and came back"
 
 
 @dataclass(frozen=True, slots=True)
+class Cast:
+    """Whose keys are at hand."""
+
+    ann: Identity = ANN
+    bob: Identity = BOB
+    cat: Identity = CAT
+    dan: Identity = DAN
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """A short story, and a good block that has not arrived yet.
 
@@ -70,6 +81,7 @@ class Scene:
     before: tuple[Block, ...]
     """What the store has taken in, oldest first."""
     good: Block
+    cast: Cast = Cast()
 
     @property
     def parent(self) -> Parent:
@@ -117,7 +129,7 @@ def with_body(
     block = replace(where.good, content=content, transactions=transactions)
     return resigned(
         block,
-        BOB,
+        where.cast.bob,
         content_root=content_root(where.story, content),
         transaction_root=transaction_root(where.story, transactions),
     )
@@ -125,23 +137,27 @@ def with_body(
 
 def with_text(where: Scene, text: str) -> Block:
     """Give Bob's block with another text."""
-    return with_body(where, content=paragraph(BOB.peer_id, text, "builtin", Hash(bytes(32))))
+    return with_body(where, content=paragraph(where.cast.bob.peer_id, text, "builtin", Hash(bytes(32))))
 
 
 def worked(block: Block, signer: Identity, **changes: object) -> Block:
     """Change header fields, do the work that the new header claims, and sign it."""
     header = resigned(block, signer, **changes).header
-    return resigned(block, signer, **changes, nonce=_nonce(header, header.target, met=True))
+    is_done = header.target == block.header.target and _is_worked(header)
+    nonce = header.nonce if is_done else _nonce(header, header.target, met=True)
+    return resigned(block, signer, **changes, nonce=nonce)
 
 
 def wishes(where: Scene, count: int, text: str) -> tuple[Transaction, ...]:
     """Give Ann's first `count` suggestions, all different."""
-    return tuple(suggestion(ANN, where.genesis, f"{text} {number}.", number) for number in range(count))
+    return tuple(suggestion(where.cast.ann, where.genesis, f"{text} {number}.", number) for number in range(count))
 
 
 def _nonce(header: Header, target: Target, *, met: bool) -> int:
     prefix = search_prefix(header.story, header.parent, header.producer)
-    return next(nonce for nonce in range(2**20) if meets(prefix, nonce, target) is met)
+    if met:
+        return find(prefix, target)
+    return next(nonce for nonce in range(2**20) if not meets(prefix, nonce, target))
 
 
 def _signed_as(where: Scene, signature: bytes) -> Block:
@@ -184,7 +200,7 @@ def _unsigned_change(**changes: Callable[[Scene], object]) -> Callable[[Scene], 
 
 def _signed_change(**changes: Callable[[Scene], object]) -> Callable[[Scene], Block]:
     """Change header fields, do the work again and sign: the producer lies."""
-    return lambda where: worked(where.good, BOB, **{name: change(where) for name, change in changes.items()})
+    return lambda where: worked(where.good, where.cast.bob, **{name: change(where) for name, change in changes.items()})
 
 
 def _text(text: str) -> Callable[[Scene], Block]:
@@ -211,6 +227,10 @@ def _certificate(**changes: object) -> Callable[[Scene], Block]:
     return make
 
 
+def _author(who: Callable[[Scene], Identity]) -> Callable[[Scene], Block]:
+    return lambda where: _certificate(author=who(where).peer_id)(where)
+
+
 def _citing(*texts: str) -> Callable[[Scene], Block]:
     def make(where: Scene) -> Block:
         names = tuple(suggestion_id(where.story, text) for text in texts)
@@ -230,11 +250,28 @@ def _wish(text: str) -> bytes:
 
 def _suggested_by_no_key(where: Scene) -> tuple[Transaction, ...]:
     body = TransactionBody(_NO_POINT, 0, SUGGEST, _wish("A wish."))
-    return (Transaction(body, ANN.sign(transaction_hash(where.story, body))),)
+    return (Transaction(body, where.cast.ann.sign(transaction_hash(where.story, body))),)
 
 
 def _for_another_story(where: Scene) -> tuple[Transaction, ...]:
-    return (sign_transaction(ANN, _other(where.story), 0, SUGGEST, Suggest("A wish.")),)
+    return (sign_transaction(where.cast.ann, _other(where.story), 0, SUGGEST, Suggest("A wish.")),)
+
+
+def _easiest(where: Scene) -> Target:
+    return target_of(where.genesis.parameters.easiest_work)
+
+
+def _too_easy(where: Scene) -> Target:
+    return Target(_easiest(where) + 1)
+
+
+def _too_soon(where: Scene) -> Block:
+    time = where.parent.link.time + where.genesis.parameters.solo_after - 1
+    return block_on(where.genesis, where.parent, where.cast.cat, time=time)
+
+
+def _wish_unsigned(where: Scene) -> tuple[Transaction, ...]:
+    return (replace(suggestion(where.cast.ann, where.genesis, "A wish."), signature=Signature(bytes(65))),)
 
 
 def _other(name: bytes) -> Hash:
@@ -242,7 +279,6 @@ def _other(name: bytes) -> Hash:
 
 
 _NO_POINT: Final = PeerId(bytes.fromhex("002508021221") + b"\x02" + b"\xff" * 32)
-_EASIEST: Final = target_of(PARAMETERS.easiest_work)
 
 
 BAD_BLOCKS: Final = (
@@ -258,17 +294,17 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "signed by another key",
         Fault.BAD_SIGNATURE,
-        lambda at: _signed_as(at, ANN.sign(header_hash(at.good.header))),
+        lambda at: _signed_as(at, at.cast.ann.sign(header_hash(at.good.header))),
     ),
     BadBlock(
         "signed as another kind of message",
         Fault.BAD_SIGNATURE,
-        lambda at: _signed_as(at, BOB.sign(digest("transaction", at.story, encode(at.good.header)))),
+        lambda at: _signed_as(at, at.cast.bob.sign(digest("transaction", at.story, encode(at.good.header)))),
     ),
     BadBlock(
         "signed for another story",
         Fault.BAD_SIGNATURE,
-        lambda at: _signed_as(at, BOB.sign(digest("block", _other(at.story), encode(at.good.header)))),
+        lambda at: _signed_as(at, at.cast.bob.sign(digest("block", _other(at.story), encode(at.good.header)))),
     ),
     # ---- a changed field under the old signature
     BadBlock("changed story", Fault.WRONG_STORY, _unsigned_change(story=lambda at: _other(at.story))),
@@ -304,32 +340,32 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "work not met",
         Fault.WORK_NOT_MET,
-        lambda at: resigned(at.good, BOB, nonce=_nonce(at.good.header, at.good.header.target, met=False)),
+        lambda at: resigned(at.good, at.cast.bob, nonce=_nonce(at.good.header, at.good.header.target, met=False)),
     ),
-    BadBlock("an easier target", Fault.WRONG_TARGET, _signed_change(target=lambda _: _EASIEST)),
+    BadBlock("an easier target", Fault.WRONG_TARGET, _signed_change(target=_easiest)),
     BadBlock("a harder target", Fault.WRONG_TARGET, _signed_change(target=lambda at: at.good.header.target - 1)),
-    BadBlock("target easier than the story allows", Fault.WRONG_TARGET, _signed_change(target=lambda _: _EASIEST + 1)),
-    BadBlock("target of zero", Fault.WRONG_TARGET, lambda at: resigned(at.good, BOB, target=0)),
+    BadBlock("target easier than the story allows", Fault.WRONG_TARGET, _signed_change(target=_too_easy)),
+    BadBlock("target of zero", Fault.WRONG_TARGET, lambda at: resigned(at.good, at.cast.bob, target=0)),
     BadBlock(
         "a millisecond before the minimum spacing",
         Fault.TOO_EARLY,
-        _signed_change(time=lambda at: at.parent.link.time + PARAMETERS.min_spacing - 1),
+        _signed_change(time=lambda at: at.parent.link.time + at.genesis.parameters.min_spacing - 1),
     ),
     BadBlock("before its parent", Fault.TOO_EARLY, _signed_change(time=lambda at: at.parent.link.time - 1)),
     BadBlock(
         "the tracker, a millisecond too soon",
         Fault.TRACKER_TOO_SOON,
-        lambda at: block_on(at.genesis, at.parent, CAT, time=at.parent.link.time + PARAMETERS.solo_after - 1),
+        _too_soon,
     ),
     BadBlock(
         "the first tracker, too soon",
         Fault.TRACKER_TOO_SOON,
-        lambda at: block_on(at.genesis, at.root, ANN, time=at.genesis.time + PARAMETERS.spacing),
+        lambda at: block_on(at.genesis, at.root, at.cast.ann, time=at.genesis.time + at.genesis.parameters.spacing),
     ),
     BadBlock(
         "a third header on one parent",
         Fault.EQUIVOCATION,
-        lambda at: block_on(at.genesis, at.root, DAN, salt="and again"),
+        lambda at: block_on(at.genesis, at.root, at.cast.dan, salt="and again"),
     ),
     BadBlock("a producer that is no key", Fault.BAD_KEY, _signed_change(producer=lambda _: _NO_POINT)),
     # ---- roots
@@ -341,7 +377,7 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "transaction root of other transactions",
         Fault.WRONG_TRANSACTION_ROOT,
-        lambda at: replace(at.good, transactions=(suggestion(ANN, at.genesis, "A wish."),)),
+        lambda at: replace(at.good, transactions=(suggestion(at.cast.ann, at.genesis, "A wish."),)),
     ),
     BadBlock(
         "state root of another state",
@@ -361,7 +397,7 @@ BAD_BLOCKS: Final = (
     BadBlock("an unknown kind of content", Fault.UNKNOWN_CONTENT, _content(kind="recipe")),
     BadBlock("a control character in the model's name", Fault.FORBIDDEN_CHARACTER, _certificate(model="gpt\x1b[2J")),
     BadBlock("a model without a name", Fault.EMPTY_TEXT, _certificate(model="")),
-    BadBlock("another author", Fault.WRONG_AUTHOR, _certificate(author=DAN.peer_id)),
+    BadBlock("another author", Fault.WRONG_AUTHOR, _author(lambda at: at.cast.dan)),
     BadBlock("output digest of another text", Fault.WRONG_OUTPUT, _certificate(output_digest=Hash(bytes(32)))),
     BadBlock("an unknown suggestion taken up", Fault.UNKNOWN_SUGGESTION, _citing("Nobody asked for this.")),
     BadBlock("a suggestion taken up twice", Fault.UNKNOWN_SUGGESTION, _citing(WISH, WISH)),
@@ -369,28 +405,28 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "more transactions than the story allows",
         Fault.TOO_MANY_TRANSACTIONS,
-        _transactions(lambda at: wishes(at, RULES.transactions + 1, "Wish")),
+        _transactions(lambda at: wishes(at, at.genesis.rules.transactions + 1, "Wish")),
     ),
     BadBlock(
         "larger than the story allows",
         Fault.TOO_LARGE,
         lambda at: with_body(
             at,
-            content=paragraph(BOB.peer_id, "lantern" * 580, "builtin", Hash(bytes(32))),
-            transactions=wishes(at, RULES.transactions, "lantern" * 70),
+            content=paragraph(at.cast.bob.peer_id, "lantern" * 580, "builtin", Hash(bytes(32))),
+            transactions=wishes(at, at.genesis.rules.transactions, "lantern" * 70),
         ),
     ),
     BadBlock(
         "a transaction without signature",
         Fault.BAD_SIGNATURE,
-        _transactions(lambda at: (replace(suggestion(ANN, at.genesis, "A wish."), signature=Signature(bytes(65))),)),
+        _transactions(_wish_unsigned),
     ),
     BadBlock("a transaction of another story", Fault.BAD_SIGNATURE, _transactions(_for_another_story)),
     BadBlock("a transaction of no key", Fault.BAD_KEY, _transactions(_suggested_by_no_key)),
     BadBlock(
         "a transaction that leaves out a nonce",
         Fault.WRONG_NONCE,
-        _transactions(lambda at: (suggestion(ANN, at.genesis, "A wish.", 1),)),
+        _transactions(lambda at: (suggestion(at.cast.ann, at.genesis, "A wish.", 1),)),
     ),
     BadBlock(
         "a transaction of an earlier block",
@@ -400,27 +436,27 @@ BAD_BLOCKS: Final = (
     BadBlock(
         "a transaction twice",
         Fault.WRONG_NONCE,
-        _transactions(lambda at: (suggestion(ANN, at.genesis, "A wish."),) * 2),
+        _transactions(lambda at: (suggestion(at.cast.ann, at.genesis, "A wish."),) * 2),
     ),
     BadBlock(
         "a transaction of an unknown kind",
         Fault.UNKNOWN_TYPE,
-        _transactions(lambda at: (_raw(at, ANN, 0, "wish", _wish("A wish.")),)),
+        _transactions(lambda at: (_raw(at, at.cast.ann, 0, "wish", _wish("A wish.")),)),
     ),
     BadBlock(
         "a transaction with a payload cut off",
         Fault.TRUNCATED,
-        _transactions(lambda at: (_raw(at, ANN, 0, SUGGEST, _wish("A wish.")[:-1]),)),
+        _transactions(lambda at: (_raw(at, at.cast.ann, 0, SUGGEST, _wish("A wish.")[:-1]),)),
     ),
     BadBlock(
         "a suggestion of 61 words",
         Fault.TOO_MANY_WORDS,
-        _transactions(lambda at: (_raw(at, ANN, 0, SUGGEST, _wish(" ".join(["word"] * 61))),)),
+        _transactions(lambda at: (_raw(at, at.cast.ann, 0, SUGGEST, _wish(" ".join(["word"] * 61))),)),
     ),
     BadBlock(
         "a suggestion supported twice by one sender",
         Fault.DUPLICATE,
-        _transactions(lambda at: (suggestion(DAN, at.genesis, WISH, 1),)),
+        _transactions(lambda at: (suggestion(at.cast.dan, at.genesis, WISH, 1),)),
     ),
 )
 

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import replace
 from functools import lru_cache
 
-from loremesh.primitives import Hash, Millis
+from loremesh.primitives import Hash, Millis, Target
 from loremesh.protocol.block import Block, Content, header_hash
 from loremesh.protocol.fork_choice import Store
 from loremesh.protocol.genesis import Genesis, Parameters, story_id
@@ -53,7 +53,11 @@ def parent_of(store: Store, name: Hash | None = None) -> Parent:
 def find_nonce(genesis: Genesis, parent: Parent, producer: Identity, start: int = 0) -> int:
     """Do the work for a block by `producer` on `parent`."""
     prefix = search_prefix(story_id(genesis), parent.link.hash, producer.peer_id)
-    target = target_after(genesis, parent.link)
+    return find(prefix, target_after(genesis, parent.link), start)
+
+
+def find(prefix: bytes, target: Target, start: int = 0) -> int:
+    """Give the first nonce from `start` that meets a target, however long that takes."""
     while (nonce := search(prefix, target, start, 1000)) is None:
         start += 1000
     return nonce
