@@ -7,7 +7,7 @@ from loremesh.errors import InvalidBlock
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
-from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store
+from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store, is_canonical
 from loremesh.protocol.identity import peer_id_text
 from loremesh.services.happenings import Evidence, Happening, Head, Rejected
 from loremesh.storage.writes import SaveBlocks
@@ -59,8 +59,8 @@ class Invariants:
         kept = self._read_disk(node)
         store = node.chain.store
         self._check_head(node, store, kept)
-        if not set(store.tips) - {store.story} <= kept.names:
-            self._break(node, "has a tip that is not durable")
+        if not set(store.entries) - {store.story} <= kept.names:
+            self._break(node, "has a block that is not durable")
         pool = node.chain.pool
         sizes = {
             "orphans": (len(store.orphans), MAX_ORPHANS),
@@ -78,11 +78,12 @@ class Invariants:
 
     def _check_head(self, node: SmallNode, store: Store, kept: _Kept) -> None:
         tip = store.entries.get(store.head)
-        if tip is None or store.head not in store.tips or store.canon.get(tip.link.height) != store.head:
+        tips = [name for name in store.entries if name not in store.children]
+        if tip is None or store.head not in tips or store.canon.get(tip.link.height) != store.head:
             self._break(node, "has a head that is no tip of its tree")
         elif store.head != store.story and store.head not in kept.names:
             self._break(node, "has a head that is not durable")
-        elif any(store.entries[name].work > tip.work for name in store.tips) and store.max_reorg is None:
+        elif any(store.entries[name].work > tip.work and not _is_withheld(store, name) for name in tips):
             self._break(node, "has a heavier branch than its head's")
 
     def _read_disk(self, node: SmallNode) -> _Kept:
@@ -94,9 +95,9 @@ class Invariants:
                 for stored in write.blocks if isinstance(write, SaveBlocks) else ():
                     if stored.parent not in kept.names and stored.parent != self.orchard.root:
                         self._break(node, f"keeps block {stored.hash.hex()[:8]} without its parent")
-                    kept.names.add(stored.hash)
-                    if stored.hash not in self.orchard.blocks:
+                    elif stored.hash not in self.orchard.blocks:
                         self._judge(node, decode(Block, stored.data))
+                    kept.names.add(stored.hash)
         return kept
 
     def _judge(self, node: SmallNode, block: Block) -> None:
@@ -115,6 +116,14 @@ class Invariants:
 
     def _break(self, node: SmallNode, what: str) -> None:
         self._broken(f"{_short(node.peer_id)}: {what}")
+
+
+def _is_withheld(store: Store, name: Hash) -> bool:
+    """Tell whether a branch forks off too deep to switch to it without being told to."""
+    while not is_canonical(store, name):
+        name = store.entries[name].parent
+    depth = store.tip.link.height - store.entries[name].link.height
+    return store.max_reorg is not None and depth > store.max_reorg
 
 
 def _short(peer_id: PeerId) -> str:
