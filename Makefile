@@ -16,7 +16,7 @@ ARGS ?=
 
 help: ## This list
 	@echo "make demo [BLOCKS=8] [EXECUTORS=4] [JSON=1]   five nodes race to write a story, then a client reads it"
-	@echo "make test [ARGS='-k name']                    every test; needs no network"
+	@echo "make test [ARGS='-k name']                    every test; npm fetches js-libp2p once"
 	@echo "make check                                    ruff, mypy and the import contracts"
 	@echo "make bench [ONLY=name]                        measure; prints ratios and raw figures"
 	@echo "make lock                                     resolve requirements.in into requirements.lock again"

@@ -66,6 +66,7 @@ async def test_a_node_that_cannot_be_dialled_is_reached_through_a_relay(start_no
     assert (heard.data, heard.forwarder) == (b"hello", caller.peer_id)
     assert 0 < await hidden.ping(caller.peer_id, PATIENCE) < PATIENCE
     assert await caller.reaches(address, PATIENCE)
+    assert await relay.reaches(address, PATIENCE)
     await caller.disconnect(hidden.peer_id)
     while (await wait_event(hidden, PeerDisconnected)).peer_id != caller.peer_id:
         pass

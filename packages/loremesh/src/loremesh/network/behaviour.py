@@ -250,6 +250,8 @@ class Behaviour:
         endpoint = endpoint_to_dial(address)
         if endpoint.peer_id is None:
             raise UsageError(f"cannot check {address}: it names no peer")
+        if endpoint.relay == self.peer_id:
+            return self._is_connected(endpoint.peer_id)
         with trio.move_on_after(timeout):
             return await self._swarm.reaches(endpoint)
         return False
