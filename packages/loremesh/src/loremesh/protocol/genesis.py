@@ -154,13 +154,15 @@ def genesis_to_toml(genesis: Genesis) -> str:
 
 def _check(genesis: Genesis) -> None:
     parameters = genesis.parameters
+    texts = [("title", genesis.title, _TITLE_WORDS), ("premise", genesis.premise, _PREMISE_WORDS)]
+    texts += [("language", genesis.language, 1)]
+    texts += [("personality", one.personality, _PERSONALITY_WORDS) for one in genesis.validators if one.personality]
+    for key, text, words in texts:
+        try:
+            check_paragraph(text, words)
+        except ProtocolError as error:
+            raise InvalidGenesis(f"genesis: {key!r}: {error}") from error
     try:
-        check_paragraph(genesis.title, _TITLE_WORDS)
-        check_paragraph(genesis.premise, _PREMISE_WORDS)
-        check_paragraph(genesis.language, 1)
-        for validator in genesis.validators:
-            if validator.personality:
-                check_paragraph(validator.personality, _PERSONALITY_WORDS)
         for peer_id in [*genesis.tracker, *(validator.peer_id for validator in genesis.validators)]:
             check_peer_id(peer_id)
     except ProtocolError as error:
