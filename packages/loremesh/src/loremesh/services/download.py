@@ -17,6 +17,8 @@ from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block, header_hash
 
 BATCH: Final = 64
+MOST_SOURCES: Final = 4
+"""Peers asked at once."""
 _REQUESTS_PER_PEER: Final = 2
 """Under way at once, so that the next batch travels while the last is judged."""
 _AHEAD: Final = 8
@@ -55,7 +57,7 @@ class Download:
     Args:
         fetch: Asks a peer.
         chain: Takes the blocks, a batch at a time and in order.
-        sources: Whom to ask, the best first.
+        sources: Whom to ask, the best first; more may come.
     """
 
     def __init__(self, fetch: Fetch, chain: Chain, sources: Sequence[PeerId]) -> None:
@@ -65,6 +67,8 @@ class Download:
         self._fetch = fetch
         self._chain = chain
         self._sources = dict.fromkeys(sources)
+        self._known = set(sources)
+        self._nursery: trio.Nursery | None = None
         self._batches: list[_Batch] = []
         self._finished = False
         self._changed = trio.Event()
@@ -72,14 +76,26 @@ class Download:
     async def run(self) -> bool:
         """Fetch until finished; False when nobody is left who gives what is missing."""
         async with trio.open_nursery() as nursery:
-            for peer in list(self._sources):
-                for _ in range(_REQUESTS_PER_PEER):
-                    nursery.start_soon(self._ask, peer)
+            self._nursery = nursery
+            for peer in self._sources:
+                self._start(nursery, peer)
             complete = await self._take_in()
+            self._nursery = None
             self._sources.clear()  # before the workers end: nobody waits for room any more
             self._ring()
             nursery.cancel_scope.cancel()
         return complete
+
+    def add_source(self, peer: PeerId) -> None:
+        """Ask one peer more, unless it has been asked before or there are enough."""
+        if self._nursery is not None and peer not in self._known and len(self._sources) < MOST_SOURCES:
+            self._known.add(peer)
+            self._sources[peer] = None
+            self._start(self._nursery, peer)
+
+    def _start(self, nursery: trio.Nursery, peer: PeerId) -> None:
+        for _ in range(_REQUESTS_PER_PEER):
+            nursery.start_soon(self._ask, peer)
 
     async def add(self, names: Sequence[Hash]) -> bool:
         """Name the blocks that follow; waits while many are to come. False when the download has ended."""

@@ -3,6 +3,7 @@
 Source: docs/protocol/sync.md.
 """
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -37,6 +38,8 @@ from loremesh.services.happenings import Clock
 
 _REQUEST_TIMEOUT: Final = 10.0
 _MAX_TIPS: Final = 64
+_NEWEST_TIPS: Final = 16
+"""Always told; of older ones, where not all fit, others in each answer: whoever asks on hears of every branch."""
 _BLOCKS_IN_MEMORY: Final = 8
 
 
@@ -61,6 +64,7 @@ class SyncServer:
         self._chain = chain
         self._clock = clock
         self._relay = relay
+        self._dice = random.Random(identity.peer_id)  # noqa: S311 - no secret, and the same in every simulation
 
     async def serve(self, stream: Stream) -> None:
         """Handle one stream.
@@ -117,8 +121,10 @@ class SyncServer:
             return Status((), GENESIS_HEIGHT, (), ())
         store = self._chain.store
         others = [name for name in store.tips if name != store.head]
-        newest = sorted(others, key=lambda name: (-store.entries[name].link.height, name))[:_MAX_TIPS]
-        return Status((store.story,), store.tip.link.height, (store.head,), tuple(newest))
+        ranked = sorted(others, key=lambda name: (-store.entries[name].link.height, name))
+        if len(ranked) > _MAX_TIPS:
+            ranked[_NEWEST_TIPS:] = self._dice.sample(ranked[_NEWEST_TIPS:], _MAX_TIPS - _NEWEST_TIPS)
+        return Status((store.story,), store.tip.link.height, (store.head,), tuple(ranked))
 
     async def _send_blocks(self, stream: Stream, chain: ChainService, names: Sequence[Hash]) -> None:
         # A few at a time: what is loaded waits in memory for as long as the peer takes to read it.

@@ -41,7 +41,7 @@ from loremesh.protocol.wire import (
     seal,
 )
 from loremesh.services.chain import Penalize
-from loremesh.services.download import BATCH, Download, Failure
+from loremesh.services.download import BATCH, MOST_SOURCES, Download, Failure
 from loremesh.services.happenings import Clock
 
 T = TypeVar("T")
@@ -52,8 +52,6 @@ _BATCH_TIMEOUT: Final = 30.0
 """Seconds for all the bodies of one request: a peer that sends one now and then holds nobody up."""
 _HEADERS: Final = 256
 _DENSE_LOCATOR: Final = 10
-_SOURCES: Final = 4
-"""Peers who give the bodies of one pull."""
 _ASKED_AT_ONCE: Final = 8
 _ASKED_WHEN_BEHIND: Final = 3
 _GENERATIONS: Final = 4
@@ -180,6 +178,12 @@ class Pull:
     came: int = 0
     failed: dict[PeerId, Failure] = field(default_factory=dict)
     """Who broke which rule, or was slow or gone."""
+    _download: Download | None = None
+
+    def join(self, other: PeerId) -> None:
+        """Let one peer more help, from now on."""
+        if self._download is not None:
+            self._download.add_source(other)
 
     async def run(self, status: Status) -> None:
         """Pull the head's chain first, then the other branches."""
@@ -190,7 +194,7 @@ class Pull:
     async def _pull_branch(self, tip: Hash) -> None:
         story = self.chain.store.story
         sources = [self.peer, *(other for other in self.others if other not in self.failed)]
-        download = Download(partial(self._fetch, story), self.chain, sources)
+        self._download = download = Download(partial(self._fetch, story), self.chain, sources)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._name_missing, tip, download)
             if not await download.run():
@@ -318,6 +322,7 @@ class SyncService:
         self._interval = interval
         self._turn = 0
         self._pulling = trio.Lock()
+        self._current: Pull | None = None
         self._being_asked: dict[PeerId, bool] = {}
         """Who is being asked, and whether to ask again after that."""
         self._keepers: dict[PeerId, None] = {}
@@ -369,6 +374,8 @@ class SyncService:
             self._keepers.pop(peer, None)
             return
         self._keepers[peer] = None
+        if self._current is not None:
+            self._current.join(peer)
         if self._lacks_any_of(status):
             async with self._pulling:
                 await self._pull(peer, status)
@@ -378,11 +385,10 @@ class SyncService:
         return any(tip not in store.entries and tip not in store.held for tip in (*status.head, *status.tips))
 
     async def _pull(self, peer: PeerId, status: Status) -> None:
-        attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer))
-        try:
-            await attempt.run(status)
-        finally:
-            self.pulled += attempt.came
+        self._current = attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer))
+        await attempt.run(status)
+        self._current = None
+        self.pulled += attempt.came
         self._incomplete = self._lacks_any_of(status)
         for other, failure in attempt.failed.items():
             self._on_failure(other, failure)
@@ -394,7 +400,7 @@ class SyncService:
         self._keepers = {one: None for one in self._keepers if one in connected}
         able = [one for one in self._keepers if one != peer and not self._is_cooling(one)]
         start = self._turn % max(1, len(able))
-        return tuple((able[start:] + able[:start])[: _SOURCES - 1])
+        return tuple((able[start:] + able[:start])[: MOST_SOURCES - 1])
 
     async def _fetch_parents(self, peer: PeerId) -> None:
         """Ask for the parents of orphans by name: after a lost message, or a burst with gaps, that is all it takes."""
