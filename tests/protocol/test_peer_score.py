@@ -96,6 +96,8 @@ def test_a_failure_of_the_world_cannot_even_be_asked_about() -> None:
 def test_a_block_whose_transaction_is_out_of_turn_is_its_producers_fault() -> None:
     assert cost(InvalidBlock(Fault.WRONG_NONCE, NAME)) == FOUL
     assert cost(InvalidBlock(Fault.UNKNOWN_SUGGESTION, NAME)) == FOUL
+    assert cost(InvalidBlock(Fault.DUPLICATE, NAME)) == FOUL
+    assert cost(InvalidBlock(Fault.BAD_SIGNATURE, NAME)) == LIE
 
 
 def test_a_slip_is_forgiven_sooner_than_a_foul_and_that_sooner_than_a_lie() -> None:

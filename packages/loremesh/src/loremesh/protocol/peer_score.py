@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from loremesh.errors import Fault, InvalidTransaction, ProtocolError, RequestRefused
+from loremesh.errors import Fault, InvalidBlock, InvalidTransaction, ProtocolError, RequestRefused
 from loremesh.primitives import PeerId
 from loremesh.protocol.persistent import Map
 
@@ -78,6 +78,8 @@ def cost(error: ProtocolError) -> int:
         return FREE
     if isinstance(error, InvalidTransaction) and error.fault in _OVERTAKEN:
         return FREE
+    if isinstance(error, InvalidBlock) and error.fault is not Fault.PARENT_REFUSED:
+        return max(FOUL, COSTS[error.fault])
     return COSTS[error.fault]
 
 
