@@ -38,6 +38,7 @@ class DemoNode:
     head: str = ""
     peers: set[str] = field(default_factory=set)
     ready: trio.Event = field(default_factory=trio.Event)
+    stopping: bool = False
 
     def deny(self, others: Iterable["DemoNode"]) -> None:
         """Tell the node, as an operator would, to have nothing to do with `others`."""
@@ -114,6 +115,8 @@ async def events_of(node: DemoNode) -> AsyncIterator[dict[str, Any]]:
             node.take(event)
             yield event
     code = await node.process.wait()
+    if node.stopping:
+        return
     lines = (node.directory / _LOG).read_bytes().splitlines() or [b"it said nothing"]
     raise ServiceError(f"{node.name} ended with code {code}: {lines[-1].decode(errors='replace')}")
 

@@ -63,11 +63,12 @@ async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT
         async with visit(_reader_settings(course.nodes)) as guest:
             nursery.start_soon(course.present, guest)
             await course.run(blocks)
+            await course.stop_the_race()
             bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
+            if not as_json:
+                show.quote("loremesh tree", await run_client("tree", *bootstrap))
             canon = await run_client("canon", *bootstrap, *(["--json"] if as_json else []))
             show.finale(canon, course.nodes, directory)
-            for node in course.nodes:
-                node.process.terminate()
             nursery.cancel_scope.cancel()
     if as_json:
         shutil.rmtree(directory)  # nobody was told of it
@@ -186,13 +187,22 @@ class _Course:
             self._show.suggested(_SUGGESTION)
             await self._fork()
             await self._heal()
-            self._show.tree(await run_client("tree", *bootstrap))
         await self._grow_to(blocks)
         wanted = min(_WINNERS, len(self.nodes) - 1)
         await self._wait(
             f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
         )
         await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+
+    async def stop_the_race(self) -> None:
+        """End the executors; the validator alone still serves what they wrote."""
+        for node in self.nodes[1:]:
+            node.stopping = True
+            node.process.terminate()
+        with _patience("the executors to end", _HEAL_TIMEOUT):
+            for node in self.nodes[1:]:
+                await node.process.wait()
+        self._show.race_is_over(self.nodes[0])
 
     async def _fork(self) -> None:
         """Cut half of the executors off until both sides have gone on alone."""

@@ -80,20 +80,25 @@ class Show:
         """Say that there is one story again."""
         self._line(f"healed: all {len(nodes)} nodes have head {nodes[0].head[:8]}", "bold green")
 
-    def tree(self, text: str) -> None:
-        """Show what `loremesh tree` says after the fork."""
-        self._quote("loremesh tree", text)
+    def race_is_over(self, validator: DemoNode) -> None:
+        """Say how far the story got."""
+        seconds = time.monotonic() - self._began
+        ended = f"{validator.height} blocks in {seconds:.0f} s, one head everywhere: {validator.head[:8]}"
+        self._line(ended, "bold green")
+
+    def quote(self, command: str, output: str) -> None:
+        """Show a command of the client and what it printed."""
+        self._print(Text(f"\n  $ {command}", "bold"))
+        for line in output.rstrip().splitlines():
+            self._print(Padding(Text(line), (0, 0, 0, 2)))
+        self._print(Text())
 
     def finale(self, canon: str, nodes: list[DemoNode], directory: Path) -> None:
         """Show the canon, and what to try next; with JSON, the canon alone."""
         if self._as_json:
             sys.stdout.write(canon.rstrip() + "\n")
             return
-        seconds = time.monotonic() - self._began
-        self._line(
-            f"{nodes[0].height} blocks in {seconds:.0f} s; every node has head {nodes[0].head[:8]}", "bold green"
-        )
-        self._quote("loremesh canon", canon)
+        self.quote("loremesh canon", canon)
         where, executor, client = directory / "validator", program("loremesh-executor"), program("loremesh")
         self._heading("next")
         self._print(
@@ -115,13 +120,6 @@ class Show:
             self._print(Rule(Text(text, "bold"), align="left", style="dim"))
         else:
             self._print(Text(f"== {text}"))
-
-    def _quote(self, command: str, output: str) -> None:
-        """Show a command of the client and what it printed."""
-        self._print(Text(f"\n  $ {command}", "bold"))
-        for line in output.rstrip().splitlines():
-            self._print(Padding(Text(line), (0, 0, 0, 2)))
-        self._print(Text())
 
     def _show_block(self, event: dict[str, Any], nodes: list[DemoNode], text: str) -> None:
         number = next((index for index, node in enumerate(nodes) if node.peer_id == event["producer"]), 0)
