@@ -126,6 +126,14 @@ def test_a_sign_of_life_in_the_office_keeps_the_next_one_out() -> None:
     assert on_gone(office, ORDER[1], 200).state is TrackerState.TRACKER
 
 
+def test_a_higher_view_that_is_alive_is_left_in_office() -> None:
+    office = on_life(office_of(ORDER[1]), ORDER[0], 5)
+    office = on_claim(office, claim(2), 26)  # its sender knew more of the others than we do
+    for second in range(26, 100, 5):
+        office = on_tick(on_life(office, ORDER[2], second), second + 4)
+        assert (office.view, office.sends) == (2, ())
+
+
 def test_a_heartbeat_of_a_candidate_that_claims_nothing_is_no_claim() -> None:
     office = on_gone(office_of(STRANGER), ORDER[0], 1)
     for second in range(1, 60):

@@ -185,10 +185,7 @@ class PeerService:
         try:
             answer = await self._call(peer, MessageType.PEER_JOIN, self.record())
             kind, payload = unseal(answer, peer, self.identity.peer_id)
-            answered = read_peer_list(kind, payload, peer)
-            for tracker in answered.tracker:  # it should hear of us from ourselves
-                self.hear_of(tracker, answered.tracker_addresses)
-            for listed in answered.peers:
+            for listed in read_peer_list(kind, payload, peer).peers:
                 if listed.record.card.peer_id == peer:
                     self._take_own_word(listed.record, peer, in_person=True)
                 else:
