@@ -29,8 +29,8 @@ _SLOW: Final = 3.0
 """Seconds after which the first batch that is not in yet is asked of another peer as well."""
 
 Failure = ProtocolError | ServiceError
-Fetch = Callable[[PeerId, Sequence[Hash]], Awaitable[list[Block]]]
-"""Gives those blocks that a peer has, in the order asked, or raises a Failure."""
+Fetch = Callable[[PeerId, Sequence[Hash], list[Block]], Awaitable[None]]
+"""Puts those blocks that a peer has into a list, in the order asked, or raises a Failure with some of them in it."""
 
 
 class Chain(Protocol):
@@ -64,6 +64,8 @@ class Download:
         self.came = 0
         self.failed: dict[PeerId, Failure] = {}
         """Who did what instead of giving blocks; to lack some is no failure."""
+        self.gave = set[PeerId]()
+        """Whose blocks were taken in."""
         self._fetch = fetch
         self._chain = chain
         self._sources = dict.fromkeys(sources)
@@ -136,6 +138,7 @@ class Download:
             batch.blocks = None
         else:
             self.came += len(blocks)
+            self.gave.add(giver)
             got = {header_hash(block.header) for block in blocks}
             batch.names = tuple(name for name in batch.names if name not in got)
             batch.blocks = None
@@ -161,18 +164,22 @@ class Download:
                     await self._changed.wait()
                 continue
             batch.asked[peer] = trio.current_time()
+            blocks: list[Block] = []
+            failure: Failure | None = None
             try:
-                blocks = await self._fetch(peer, batch.names)
-            except (ProtocolError, ServiceError) as error:
+                await self._fetch(peer, batch.names, blocks)
+            except ProtocolError as error:
                 self._drop(peer, error)
                 return
+            except ServiceError as error:
+                failure = error
             finally:
                 del batch.asked[peer]
-            if not blocks:
-                self._drop(peer, None)
-            elif batch.blocks is None and peer in self._sources:  # nobody was quicker, and it has not failed meanwhile
+            if blocks and batch.blocks is None and peer in self._sources:  # else another was quicker, or it has lied
                 batch.blocks, batch.giver = blocks, peer
                 self._ring()
+            if failure is not None or not blocks:
+                self._drop(peer, failure)
 
     def _choose(self, peer: PeerId) -> _Batch | None:
         window = [batch for batch in self._batches[:_AHEAD] if batch.blocks is None]

@@ -19,7 +19,7 @@ from loremesh.errors import DeadlinePassed, Fault, InvalidBlock, InvalidMessage,
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId, StoryId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
-from loremesh.protocol.fork_choice import Store, is_known, missing_parents
+from loremesh.protocol.fork_choice import Store, missing_parents
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import Transaction
@@ -56,8 +56,8 @@ _ASKED_AT_ONCE: Final = 8
 _ASKED_WHEN_BEHIND: Final = 3
 _GENERATIONS: Final = 4
 """How often parents are asked for by name, each time those of the last; deeper gaps are for headers."""
-_COOLING: Final = 15.0
-"""Seconds that a peer which failed is left alone while others are there."""
+_LONGEST_COOLING: Final = 32.0
+"""Seconds that a peer which failed is left alone while others are there; 1 at first, twice as long each time."""
 
 
 class Network(Protocol):
@@ -105,14 +105,18 @@ class Puller:
 
     async def blocks(self, peer: PeerId, story: StoryId, names: Sequence[Hash]) -> list[Block]:
         """Fetch blocks by hash; those the peer lacks are missing from the answer, the others come in this order."""
-        wanted = list(names)
         blocks: list[Block] = []
-        with trio.move_on_after(_BATCH_TIMEOUT):
-            await self._receive_blocks(peer, story, wanted, blocks)
-            return blocks
-        raise DeadlinePassed(f"{len(blocks)} of {len(names)} blocks came within {_BATCH_TIMEOUT:g} s")
+        await self.receive_blocks(peer, story, names, blocks)
+        return blocks
 
-    async def _receive_blocks(self, peer: PeerId, story: StoryId, wanted: list[Hash], blocks: list[Block]) -> None:
+    async def receive_blocks(self, peer: PeerId, story: StoryId, names: Sequence[Hash], into: list[Block]) -> None:
+        """Fetch blocks as `blocks` does; when the peer goes away in the middle, `into` holds what has come."""
+        with trio.move_on_after(_BATCH_TIMEOUT):
+            await self._receive_blocks(peer, story, list(names), into)
+            return
+        raise DeadlinePassed(f"{len(into)} of {len(names)} blocks came within {_BATCH_TIMEOUT:g} s")
+
+    async def _receive_blocks(self, peer: PeerId, story: StoryId, wanted: list[Hash], into: list[Block]) -> None:
         names = tuple(wanted)
         async with self._network.open(peer, SYNC_PROTOCOL) as stream:
             request = BlocksRequest(story, names)
@@ -124,7 +128,7 @@ class Puller:
                 if name not in wanted:
                     raise InvalidMessage(Fault.NOT_AS_ASKED, f"block {name.hex()[:8]} was not asked for, or not next")
                 del wanted[: wanted.index(name) + 1]
-                blocks.append(block)
+                into.append(block)
 
     async def next_nonce(self, peer: PeerId, story: StoryId, sender: PeerId) -> int:
         """Ask which nonce a sender's next transaction carries, counting what waits at `peer`."""
@@ -178,6 +182,8 @@ class Pull:
     came: int = 0
     failed: dict[PeerId, Failure] = field(default_factory=dict)
     """Who broke which rule, or was slow or gone."""
+    gave: set[PeerId] = field(default_factory=set)
+    """Whose blocks were taken in, whatever happened then."""
     _download: Download | None = None
 
     def join(self, other: PeerId) -> None:
@@ -201,11 +207,12 @@ class Pull:
                 logger.debug("headers were announced whose bodies nobody sent")
             nursery.cancel_scope.cancel()
         self.came += download.came
+        self.gave |= download.gave
         for peer, failure in download.failed.items():
             self.failed.setdefault(peer, failure)
 
-    async def _fetch(self, story: StoryId, peer: PeerId, names: Sequence[Hash]) -> list[Block]:
-        return await self.puller.blocks(peer, story, names)
+    async def _fetch(self, story: StoryId, peer: PeerId, names: Sequence[Hash], into: list[Block]) -> None:
+        await self.puller.receive_blocks(peer, story, names, into)
 
     async def _name_missing(self, tip: Hash, download: Download) -> None:
         """Tell the download what to fetch: headers towards `tip`, each answer beginning where the last ended."""
@@ -270,7 +277,7 @@ async def _check_headers(
             raise InvalidMessage(Fault.NOT_AS_ASKED, "headers that are not consecutive")
         check_header_link(store.genesis, header, link, name)
         link = link_of(header, link)
-        if not is_known(store, name):
+        if name not in store.entries and name not in store.held:  # an orphan may have to make room before its turn
             names.append(name)
         # A batch takes some milliseconds: others run in between.
         await trio.lowlevel.checkpoint()
@@ -287,6 +294,13 @@ def locator(store: Store) -> tuple[Hash, ...]:
             step *= 2
         height -= step
     return (*names, store.story)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cooling:
+    failures: int
+    """Since blocks of this peer were last taken in."""
+    until: float
 
 
 class SyncService:
@@ -327,7 +341,7 @@ class SyncService:
         """Who is being asked, and whether to ask again after that."""
         self._keepers: dict[PeerId, None] = {}
         """Who said that it keeps this story."""
-        self._failed_at: dict[PeerId, float] = {}
+        self._cooling: dict[PeerId, _Cooling] = {}
         self._incomplete = False
         self.rounds = 0
         self.pulled = 0
@@ -369,7 +383,6 @@ class SyncService:
         except (ProtocolError, ServiceError) as error:
             self._on_failure(peer, error)
             return
-        self._failed_at.pop(peer, None)
         if status.story != (self._chain.store.story,):
             self._keepers.pop(peer, None)
             return
@@ -390,6 +403,8 @@ class SyncService:
         self._current = None
         self.pulled += attempt.came
         self._incomplete = self._lacks_any_of(status)
+        for other in attempt.gave:
+            self._cooling.pop(other, None)
         for other, failure in attempt.failed.items():
             self._on_failure(other, failure)
         if attempt.came:
@@ -406,8 +421,9 @@ class SyncService:
         """Ask for the parents of orphans by name: after a lost message, or a burst with gaps, that is all it takes."""
         for _ in range(_GENERATIONS):
             store = self._chain.store
-            names = missing_parents(store)[:BATCH]
-            if not names or self._pulling.locked():  # the pull brings them
+            names = missing_parents(store)
+            # Of many, parents would be orphans themselves and drive others out: then headers come first.
+            if not 0 < len(names) <= len(store.orphans) <= BATCH or self._pulling.locked():
                 return
             blocks = await self._puller.blocks(peer, store.story, names)
             if not blocks:
@@ -421,20 +437,20 @@ class SyncService:
 
     def _on_failure(self, peer: PeerId, failure: Failure) -> None:
         self.failures += 1
-        self._failed_at[peer] = trio.current_time()
+        times = self._cooling[peer].failures if peer in self._cooling else 0
+        self._cooling[peer] = _Cooling(times + 1, trio.current_time() + min(2.0**times, _LONGEST_COOLING))
         if isinstance(failure, ProtocolError) and not isinstance(failure, InvalidBlock):
             self._penalize(peer, "sync", failure)
         else:  # slow or gone; or an invalid block, whose sender the chain has named
             logger.info("sync with a peer ended: %s", failure)
 
     def _is_cooling(self, peer: PeerId) -> bool:
-        failed_at = self._failed_at.get(peer)
-        return failed_at is not None and trio.current_time() - failed_at < _COOLING
+        return peer in self._cooling and trio.current_time() < self._cooling[peer].until
 
     def _next_peers(self) -> list[PeerId]:
         """Choose whose turn it is; those that failed lately only when there is nobody else."""
         connected = sorted(self._network.connected())
-        self._failed_at = {peer: at for peer, at in self._failed_at.items() if peer in connected}
+        self._cooling = {peer: cooling for peer, cooling in self._cooling.items() if peer in connected}
         peers = [peer for peer in connected if not self._is_cooling(peer)] or connected
         wanted = _ASKED_WHEN_BEHIND if self._incomplete or self._chain.store.orphans else 1
         chosen = [peers[(self._turn + number) % len(peers)] for number in range(min(wanted, len(peers)))]

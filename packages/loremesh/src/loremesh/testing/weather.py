@@ -31,7 +31,7 @@ class Weather:
 
 
 FAIR: Final = Weather()
-STORM: Final = Weather(jitter=1.0, loss=0.2, duplication=0.1, reordering=0.2, breaks=0.02)
+STORM: Final = Weather(jitter=1.0, loss=0.2, duplication=0.1, reordering=0.2, breaks=0.005)
 
 
 class Way(Protocol):
