@@ -11,11 +11,13 @@ READY := $(VENV)/.ready
 BLOCKS ?= 8
 EXECUTORS ?= 4
 JSON ?=
+MALICIOUS ?=
 ONLY ?=
 ARGS ?=
 
 help: ## This list
 	@echo "make demo [BLOCKS=8] [EXECUTORS=4] [JSON=1]   five nodes race to write a story, then a client reads it"
+	@echo "make demo MALICIOUS=1                         the same, and a stranger breaks every rule there is"
 	@echo "make test [ARGS='-k name']                    every test; npm fetches js-libp2p once"
 	@echo "make check                                    ruff, mypy and the import contracts"
 	@echo "make bench [ONLY=name]                        measure; prints ratios and raw figures"
@@ -23,7 +25,8 @@ help: ## This list
 	@echo "make clean                                    remove everything that make has made"
 
 demo: $(READY)
-	@$(BIN)/loremesh demo --blocks '$(BLOCKS)' --executors '$(EXECUTORS)' $(if $(filter-out 0,$(JSON)),--json)
+	@$(BIN)/loremesh demo --blocks '$(BLOCKS)' --executors '$(EXECUTORS)' $(if $(filter-out 0,$(MALICIOUS)),--malicious) \
+		$(if $(filter-out 0,$(JSON)),--json)
 
 test: $(READY)
 	@$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)

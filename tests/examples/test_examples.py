@@ -54,6 +54,13 @@ async def test_a_backend_of_ones_own_writes(example: Example) -> None:
     assert said.count("haiku-dice") == 3
 
 
+async def test_a_malicious_miner_is_refused_in_everything(example: Example) -> None:
+    said = await example("malicious_miner.py")
+    last = said.splitlines()[-1]
+    assert last.startswith("110 lies refused, 11 names shut out")
+    assert "came back" not in said
+
+
 async def test_a_canon_is_read_by_a_program_of_ones_own(
     example: Example, nursery: trio.Nursery, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import trio
 
+from loremesh.cli.demo_malice import Stranger
 from loremesh.cli.demo_nodes import DemoNode, demo_node, events_of, program, run_client
 from loremesh.cli.demo_show import Show
 from loremesh.config import Program, Settings, load_settings
@@ -41,12 +42,13 @@ _WINNERS: Final = 3
 _BACKLOG: Final = 1024
 
 
-async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT001 - trio.run passes positions
+async def play(blocks: int, executors: int, malicious: bool, as_json: bool) -> None:  # noqa: FBT001 - trio.run passes positions
     """Run the demo.
 
     Args:
         blocks: Height to reach.
         executors: How many race, at least 2.
+        malicious: Let a stranger lie to the validator while the race goes on.
         as_json: Print events as JSON lines, and the canon as the last line.
 
     Raises:
@@ -63,6 +65,8 @@ async def play(blocks: int, executors: int, as_json: bool) -> None:  # noqa: FBT
         async with visit(_reader_settings(course.nodes)) as guest:
             nursery.start_soon(course.present, guest)
             await course.run(blocks)
+            if malicious:
+                await course.be_lied_to()
             await course.stop_the_race()
             bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
             if not as_json:
@@ -143,6 +147,7 @@ class _Course:
         self._show = show
         self._winners: dict[int, str] = {}
         self._news = trio.Event()
+        self._stranger: Stranger | None = None
         self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]]](_BACKLOG)
 
     async def listen(self, node: DemoNode) -> None:
@@ -150,6 +155,8 @@ class _Course:
         async for event in events_of(node):
             if event["event"] == "head":
                 self._winners[event["height"]] = event["producer"]
+            if self._stranger is not None:
+                self._stranger.take(node, event)
             await self._said.send((node, event))
             self._news.set()
             self._news = trio.Event()
@@ -193,6 +200,16 @@ class _Course:
             f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
         )
         await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+
+    async def be_lied_to(self) -> None:
+        """Let a stranger lie to the validator while the others race; nothing of it may come into the story."""
+        self._stranger = Stranger(self.nodes[0], self._show)
+        await self._stranger.lie()
+        await self._grow_to(max(node.height for node in self.nodes) + 1)
+        await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+        if self._stranger.names & self._canon_winners():
+            raise ServiceError("a block of the stranger is in the canon")
+        self._show.unmoved(self.nodes)
 
     async def stop_the_race(self) -> None:
         """End the executors; the validator alone still serves what they wrote."""

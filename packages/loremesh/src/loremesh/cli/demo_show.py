@@ -14,6 +14,8 @@ from loremesh.cli.demo_nodes import DemoNode, program
 from loremesh.cli.present import console
 
 _INDENT: Final = 10
+_NAME: Final = 8
+"""Letters of a peer id that are shown: its last ones, they all begin alike."""
 _COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "red")
 
 
@@ -79,6 +81,31 @@ class Show:
     def healed(self, nodes: list[DemoNode]) -> None:
         """Say that there is one story again."""
         self._line(f"healed: all {len(nodes)} nodes have head {nodes[0].head[:8]}", "bold green")
+
+    def stranger_comes(self) -> None:
+        """Say that somebody comes who means no good."""
+        self._line(
+            "a stranger comes, and will break every rule there is (first it does the work that lies need) …", "bold"
+        )
+
+    def refused(self, node: DemoNode, event: dict[str, Any], lie: str) -> None:
+        """Show which lie a node refused, and why."""
+        detail = f" ({event['detail']})" if event["detail"] else ""
+        self._line(f"{node.name} refuses “{lie}” of …{event['peer_id'][-_NAME:]}: {event['fault']}{detail}", "red")
+
+    def shut_out(self, node: DemoNode, event: dict[str, Any]) -> None:
+        """Show whom a node lets in no more."""
+        name, seconds = event["peer_id"][-_NAME:], event["seconds"]
+        self._line(f"{node.name} shuts …{name} out for {seconds} s; it comes back under another name", "bold yellow")
+
+    def stranger_is_done(self, lies: int, bans: int, began: int, height: int) -> None:
+        """Say what came of it."""
+        grown = f"the story went on from block {began} to {height}"
+        self._line(f"{lies} lies told, {lies} refused, {bans} names shut out; {grown} meanwhile", "bold green")
+
+    def unmoved(self, nodes: list[DemoNode]) -> None:
+        """Say that the story is as it would have been."""
+        self._line(f"all {len(nodes)} nodes have head {nodes[0].head[:8]}, and no lie is in it", "bold green")
 
     def race_is_over(self, validator: DemoNode) -> None:
         """Say how far the story got."""
