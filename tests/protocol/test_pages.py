@@ -16,7 +16,11 @@ from loremesh.protocol.identity import Identity, evm_address_text, peer_id_text
 PAGES = Path(__file__).parent.parent.parent / "docs" / "protocol"
 TEXT = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
 EVERYTHING = "\n".join(TEXT.values())
-TYPES = [cls for cls in codec._schemas if cls.__module__.startswith("loremesh.") and not cls.__name__.startswith("_")]
+TYPES = [
+    cls
+    for cls in codec._schemas
+    if cls.__module__.startswith("loremesh.protocol.") and not cls.__name__.startswith("_")
+]
 OF_CONVERSATIONS = {Fault.FRAME_TOO_LONG, Fault.UNFINISHED, Fault.UNEXPECTED, Fault.TOO_SLOW}
 
 
