@@ -44,7 +44,7 @@ Accept = Callable[[PeerId, bytes], None]
 
 _ENVELOPE: Final = 4 * KIB
 _MESH: Final = 6
-"""Neighbours to whom gossip is passed on: the degree of the real mesh."""
+"""Neighbours that a node prefers for gossip: the degree of the real mesh."""
 _PROVIDERS_WANTED: Final = 20
 _SEEN: Final = 64 * KIB
 
@@ -100,8 +100,7 @@ class MemoryNode:
         self._accepts: dict[str, Accept] = {}
         self._seen = OrderedDict[tuple[PeerId, int], None]()
         self._inbox = Inbox()
-        self._ranked: list[tuple[PeerId, Connection]] | None = None
-        """Who gossip can be passed on to, in the order preferred; None: to be found out."""
+        self._favourites: dict[str, frozenset[PeerId]] = {}
         self._records: dict[str, dict[PeerId, ProviderRecord]] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -224,7 +223,7 @@ class MemoryNode:
     def let_go(self, peer_id: PeerId) -> None:
         """Have one connection less."""
         del self._connections[peer_id]
-        self._ranked = None
+        self._favourites.clear()
 
     async def _attend(self, peer_id: PeerId, address: str) -> None:
         while (connection := self._connections.get(peer_id)) is not None:
@@ -233,7 +232,7 @@ class MemoryNode:
             except Unreachable:
                 continue
             connection.is_usable = True
-            self._ranked = None
+            self._favourites.clear()
             self._network.running(peer_id).has_news_of_neighbours()
             self._known.setdefault(peer_id, []).extend(self._network.running(peer_id).addresses())
             await self._tell.send(PeerConnected(peer_id, address, inbound=connection.listener == self.peer_id))
@@ -366,6 +365,8 @@ class MemoryNode:
         """Receive and relay a topic's messages, those that `accept` lets through."""
         await trio.lowlevel.checkpoint()
         self._accepts[topic] = accept
+        for peer_id in self._connections:
+            self._network.running(peer_id).has_news_of_neighbours()
 
     def has_topic(self, topic: str) -> bool:
         """Tell whether the node is subscribed."""
@@ -409,25 +410,31 @@ class MemoryNode:
             self._relay(message, forwarder)
 
     def has_news_of_neighbours(self) -> None:
-        """Take in that a connection became usable."""
-        self._ranked = None
+        """Take in that a connection became usable, or a neighbour subscribed."""
+        self._favourites.clear()
 
     def _relay(self, message: Gossip, forwarder: PeerId) -> None:
-        if self._ranked is None:
-            usable = [(peer_id, one) for peer_id, one in self._connections.items() if one.is_usable]
-            self._ranked = sorted(usable, key=lambda item: item[1].link.rank)
-        passed_on = 0
-        for peer_id, connection in self._ranked:
-            if not self._network.running(peer_id).has_topic(message.topic):
+        for peer_id, connection in self._connections.items():
+            if peer_id in (forwarder, message.signer) or not connection.is_usable:
                 continue
-            passed_on += 1
-            if peer_id not in (forwarder, message.signer):
-                if connection.gossip[self.peer_id].is_full:
-                    self.dropped_gossip += 1
-                else:
-                    connection.gossip[self.peer_id].put(message)
-            if passed_on == _MESH:
-                return
+            other = self._network.running(peer_id)
+            # A mesh is mutual: what either side prefers, both use. Else somebody whom nobody prefers hears nothing.
+            if peer_id not in self.favourites(message.topic) and self.peer_id not in other.favourites(message.topic):
+                continue
+            if not other.has_topic(message.topic):
+                continue
+            if connection.gossip[self.peer_id].is_full:
+                self.dropped_gossip += 1
+            else:
+                connection.gossip[self.peer_id].put(message)
+
+    def favourites(self, topic: str) -> frozenset[PeerId]:
+        """Name the neighbours to whom this node prefers to pass on a topic's messages."""
+        if topic not in self._favourites:
+            usable = [(one.link.rank, peer_id) for peer_id, one in self._connections.items() if one.is_usable]
+            listening = [peer_id for _, peer_id in sorted(usable) if self._network.running(peer_id).has_topic(topic)]
+            self._favourites[topic] = frozenset(listening[:_MESH])
+        return self._favourites[topic]
 
     def _tell_if_room(self, event: NetworkEvent) -> None:
         waiting = self._tell.statistics().current_buffer_used
