@@ -75,6 +75,13 @@ async def test_a_canon_is_read_by_a_program_of_ones_own(
     assert said.count("At dusk the keeper wrote") == 2
 
 
+async def test_two_halves_of_a_simulated_network_end_with_one_head(example: Example) -> None:
+    said = await example("simulate.py", "--nodes", "10", "--miners", "5")
+    assert [line.split()[-1] for line in said.splitlines()[1:3]] == ["partition", "heal"]
+    assert "all agree on one head at height " in said
+    assert "digest " in said.splitlines()[-1]
+
+
 async def start_validator(nursery: trio.Nursery, directory: Path, genesis: Genesis) -> Node:
     (directory / "genesis.toml").write_text(genesis_to_toml(genesis), encoding="utf-8")
     flags = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 LIBRARY = "packages/loremesh/src/loremesh"
 SPANS = {
-    "S0": [*range(1, 28), 29, 30, *range(32, 41), *range(42, 46)],
+    "S0": [*range(1, 28), *range(29, 46)],
     "U": [1, 2, 3, 5, 8, 9],
-    "S1": [35, 60, 80],
+    "S1": [35, 60, 62, 66, 80],
     "S2": [*range(3, 9), 11, 12, 13, 31, 45, 46, 47, 49, 50, 51],
-    "S3": [19, 28],
+    "S3": [19, 20, 24, 28],
 }
 TOP_LEVEL = ["pyproject.toml", "README.md", "packages", "bin", "tests", "examples", "docs"]
 
