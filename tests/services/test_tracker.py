@@ -1,9 +1,7 @@
 """The tracker: who it is, what it does, who follows it. Nobody mines here: the next block would hide it all."""
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import trio
@@ -13,7 +11,7 @@ from loremesh.errors import Fault
 from loremesh.network.events import GossipReceived
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.protocol.codec import decode
-from loremesh.protocol.genesis import Genesis, Validator
+from loremesh.protocol.genesis import Validator
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.tracker import TURN, TrackerState
 from loremesh.protocol.wire import (
@@ -50,14 +48,10 @@ pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 NewNetwork = Callable[..., SmallNetwork]
 NAMES = ("ann", "bob", "cat", "dan", "fay")
-ANN, BOB, CAT, DAN, FAY = map(identity, NAMES)
+ANN, BOB, CAT, DAN, FAY = map(identity, NAMES)  # the first tracker, and who follows, in this order
+VALIDATORS = tuple(Validator(one.peer_id) for one in (BOB, CAT, DAN, FAY))
+GENESIS = replace(small_genesis(EASY, tracker=ANN), validators=VALIDATORS)
 EVE = identity("eve")
-
-
-def story_of_five() -> Genesis:
-    """ANN is the first tracker; BOB, CAT, DAN and FAY follow, in this order."""
-    validators = tuple(Validator(one.peer_id) for one in (BOB, CAT, DAN, FAY))
-    return replace(small_genesis(EASY, tracker=ANN), validators=validators)
 
 
 class Five:
@@ -106,9 +100,8 @@ class Five:
 
 @pytest.fixture
 async def five(new_network: NewNetwork) -> Five:
-    network = new_network(story_of_five())
-    first = await network.start("ann")
-    nodes = [first]
+    network = new_network(GENESIS)
+    nodes = [await network.start("ann")]
     for name in NAMES[1:]:
         nodes.append(await network.start(name, *nodes[:2]))
     for node in nodes:
@@ -128,19 +121,13 @@ def trackers(nodes: Iterable[SmallNode]) -> set[PeerId]:
     return {node.peer_id for node in nodes if node.story.tracker.office.state is TrackerState.TRACKER}
 
 
-async def wait_until(is_so: Callable[[], bool], patience: float) -> float:
-    """Wait until something is so; give the seconds that took."""
-    began = trio.current_time()
-    with trio.fail_after(patience):
-        while not is_so():  # noqa: ASYNC110 - it concerns several nodes, and to look often costs no real time
-            await trio.sleep(0.05)
-    return trio.current_time() - began
-
-
 async def wait_tracker(nodes: Iterable[SmallNode], who: Identity, patience: float = 1000) -> float:
     """Wait until all of `nodes` take somebody for the tracker; give the seconds that took."""
-    nodes = list(nodes)
-    return await wait_until(lambda: {tracker_of(node) for node in nodes} == {who.peer_id}, patience)
+    nodes, began = list(nodes), trio.current_time()
+    with trio.fail_after(patience):
+        while {tracker_of(node) for node in nodes} != {who.peer_id}:  # noqa: ASYNC110 - to look often costs no real time
+            await trio.sleep(0.05)
+    return trio.current_time() - began
 
 
 class Listener:
@@ -187,12 +174,8 @@ async def test_the_producer_of_the_head_is_the_tracker(five: Five) -> None:
         await trio.sleep(3)
         await five.produce(who)
         await wait_tracker(five.nodes, who, 2)
-    assert [(one.state, one.height) for one in five.of(ANN).happened.of(Role)] == [
-        ("tracker", 0),
-        ("peer", 1),
-        ("tracker", 2),
-        ("peer", 3),
-    ]
+    roles = [(one.state, one.height) for one in five.of(ANN).happened.of(Role)]
+    assert roles == [("tracker", 0), ("peer", 1), ("tracker", 2), ("peer", 3)]
     for node in five.nodes:
         told = [(one.peer_id, one.height) for one in node.happened.of(Tracker)]
         assert told == [(ANN.peer_id, 0), (BOB.peer_id, 1), (ANN.peer_id, 2), (CAT.peer_id, 3)]
@@ -269,9 +252,7 @@ async def test_a_list_leads_to_somebody_who_was_never_met(five: Five, eve: Liste
     card = PeerCard(identity("gus").peer_id, gus.addresses(), (), (), (), Height(0), Millis(1))
     head = await five.produce_by_eve(eve)
     entry = ListedPeer(sign_card(identity("gus"), card), gus.addresses())
-    await eve.say(
-        MessageType.PEER_LIST, sign_list(EVE, TrackerList(eve.story, head, 0, Millis(1), EVE.peer_id, (entry,)))
-    )
+    await eve.say(*peer_list(EVE, head, EVE, entry, story=eve.story))
     with trio.fail_after(10):
         while not dialled:
             dialled = list(gus.connected())
@@ -283,8 +264,7 @@ async def test_no_list_removes_a_living_peer_nor_brings_a_dead_one_back(five: Fi
     await trio.sleep(3)
     head = await five.produce_by_eve(eve)
     fay = five.of(FAY).services.peers.record()
-    empty = TrackerList(eve.story, head, 0, Millis(1), EVE.peer_id, (ListedPeer(fay, ()),))
-    await eve.say(MessageType.PEER_LIST, sign_list(EVE, empty))
+    await eve.say(*peer_list(EVE, head, EVE, ListedPeer(fay, ()), story=eve.story))
     await trio.sleep(2)
     for node in five.others(FAY):
         listed = {one.record.card.peer_id for one in node.services.peers.listed()}
@@ -354,7 +334,7 @@ async def test_when_the_follower_is_dead_as_well_nobody_waits_for_it(five: Five)
 async def test_a_head_whose_tracker_was_never_there_is_somebodys_after_ten_seconds_a_view(
     new_network: NewNetwork,
 ) -> None:
-    network = new_network(story_of_five())
+    network = new_network(GENESIS)
     dan = await network.start("dan")
     assert TURN * 3 <= await wait_tracker([dan], DAN) <= TURN * 3 + 2
     assert tracker_of(dan) == DAN.peer_id
@@ -411,72 +391,6 @@ async def test_a_tracker_that_restarts_is_the_tracker_again(five: Five) -> None:
     await wait_tracker([*five.others(FAY), again], FAY, 10)
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_fifty_deaths_are_each_followed_by_exactly_one_and_soon(new_network: NewNetwork, seed: int) -> None:
-    chance = random.Random(seed)
-    network = new_network(story_of_five(), seed=seed)
-    living: dict[str, SmallNode] = {}
-    for name in NAMES:
-        living[name] = await network.start(name, *living.values())
-    orchard = Orchard(network.genesis)
-    await trio.sleep(30)
-    for _ in range(50):
-        [dead] = [name for name, node in living.items() if node.peer_id in trackers(living.values())]
-        gone, is_frozen = living.pop(dead), chance.random() < 0.3
-        await end(network, gone, living.values(), frozen=is_frozen)
-        await wait_until(partial(is_followed, living.values(), gone), DEAD_AFTER + 3 if is_frozen else 3)
-        await trio.sleep(chance.uniform(0, 20))
-        assert is_followed(living.values(), gone)
-        living[dead] = await bring_back(network, dead, gone, living.values(), frozen=is_frozen)
-        if chance.random() < 0.7:
-            await next_block(network, orchard, living, chance)
-    assert not any(node.happened.of(Rejected) for node in living.values())
-
-
-def is_followed(living: Iterable[SmallNode], gone: SmallNode) -> bool:
-    """Tell whether all have accepted one view of one head, and exactly its candidate has the office."""
-    living = list(living)
-    accepted = {(one.head, one.story.tracker.office.view, tracker_of(one)) for one in living}
-    return len(accepted) == 1 and trackers(living) == {tracker_of(living[0])} and tracker_of(living[0]) != gone.peer_id
-
-
-async def end(network: SmallNetwork, node: SmallNode, others: Iterable[SmallNode], *, frozen: bool) -> None:
-    """Freeze a node, or end it as kill -9 would."""
-    if frozen:
-        for other in others:
-            network.between.cut(node.peer_id, other.peer_id, silently=True)
-    else:
-        node.network.deny(frozenset(node.network.connected()))
-        await node.stop()
-
-
-async def bring_back(
-    network: SmallNetwork, name: str, gone: SmallNode, others: Iterable[SmallNode], *, frozen: bool
-) -> SmallNode:
-    """Thaw or restart a node, and wait until it agrees with the others on a tracker."""
-    others = list(others)
-    if frozen:
-        network.between.heal()
-    back = gone if frozen else await network.start(name, *others, disk=gone.disk)
-    await trio.sleep(3 * HEARTBEAT)
-    await wait_until(lambda: {tracker_of(one) for one in others} == {tracker_of(back)} == trackers([back, *others]), 60)
-    return back
-
-
-async def next_block(
-    network: SmallNetwork, orchard: Orchard, living: dict[str, SmallNode], chance: random.Random
-) -> None:
-    """Let any living node that may find the next block."""
-    node = living[chance.choice(sorted(living))]
-    if node.chain.store.tip.link.producer == node.peer_id:
-        return
-    block = orchard.grow(node.head, 1, node.identity, time=network.clock())[0]
-    await node.chain.submit(block, None)
-    await node.story.announcer.announce(block)
-    await wait_tracker(living.values(), node.identity, 10)
-    await trio.sleep(2 * HEARTBEAT)
-
-
 # lies
 
 
@@ -495,55 +409,34 @@ async def was_refused(five: Five, fault: Fault) -> None:
 async def test_a_claim_to_somebody_elses_view_is_refused_and_costs_its_sender(
     view: int, five: Five, eve: Listener
 ) -> None:
-    await eve.say(
-        MessageType.TRACKER_CLAIM, sign_claim(EVE, TrackerClaim(eve.story, eve.story, view, EVE.peer_id, Millis(9)))
-    )
+    await eve.say(*claim(EVE, eve.story, view, EVE, eve.story))
     await was_refused(five, Fault.NOT_THE_TRACKER)
 
 
-LIES: dict[str, tuple[Fault, Callable[[Hash], tuple[MessageType, object]]]] = {
-    "a claim that somebody else signed": (
-        Fault.BAD_SIGNATURE,
-        lambda story: (
-            MessageType.TRACKER_CLAIM,
-            sign_claim(EVE, TrackerClaim(story, story, 1, BOB.peer_id, Millis(9))),
-        ),
-    ),
-    "a claim that somebody else made": (
-        Fault.WRONG_SENDER,
-        lambda story: (
-            MessageType.TRACKER_CLAIM,
-            sign_claim(CAT, TrackerClaim(story, story, 2, CAT.peer_id, Millis(9))),
-        ),
-    ),
-    "a claim of another story": (
-        Fault.WRONG_STORY,
-        lambda story: (
-            MessageType.TRACKER_CLAIM,
-            sign_claim(EVE, TrackerClaim(Hash(bytes(32)), story, 1, EVE.peer_id, Millis(9))),
-        ),
-    ),
-    "a list of somebody who is not the tracker": (
-        Fault.NOT_THE_TRACKER,
-        lambda story: (
-            MessageType.PEER_LIST,
-            sign_list(EVE, TrackerList(story, story, 0, Millis(9), EVE.peer_id, ())),
-        ),
-    ),
-    "a list that its tracker has not signed": (
-        Fault.BAD_SIGNATURE,
-        lambda story: (
-            MessageType.PEER_LIST,
-            sign_list(EVE, TrackerList(story, story, 0, Millis(9), ANN.peer_id, ())),
-        ),
-    ),
-    "the word of a tracker that names another": (
-        Fault.NOT_THE_TRACKER,
-        lambda story: (
-            MessageType.TRACKER_ANNOUNCEMENT,
-            TrackerAnnouncement(story, Height(0), story, EVE.peer_id),
-        ),
-    ),
+Said = tuple[MessageType, object]
+
+
+def claim(signer: Identity, story: Hash, view: int, claimant: Identity, head: Hash) -> Said:
+    return MessageType.TRACKER_CLAIM, sign_claim(signer, TrackerClaim(story, head, view, claimant.peer_id, Millis(9)))
+
+
+def peer_list(signer: Identity, head: Hash, tracker: Identity, *peers: ListedPeer, story: Hash) -> Said:
+    listed = TrackerList(story, head, 0, Millis(9), tracker.peer_id, peers)
+    return MessageType.PEER_LIST, sign_list(signer, listed)
+
+
+def word(story: Hash, head: Hash, tracker: Identity) -> Said:
+    return MessageType.TRACKER_ANNOUNCEMENT, TrackerAnnouncement(story, Height(0), head, tracker.peer_id)
+
+
+ELSEWHERE = Hash(bytes(32))
+LIES: dict[str, tuple[Fault, Callable[[Hash], Said]]] = {
+    "a claim that somebody else signed": (Fault.BAD_SIGNATURE, lambda story: claim(EVE, story, 1, BOB, story)),
+    "a claim that somebody else made": (Fault.WRONG_SENDER, lambda story: claim(CAT, story, 2, CAT, story)),
+    "a claim of another story": (Fault.WRONG_STORY, lambda story: claim(EVE, ELSEWHERE, 1, EVE, story)),
+    "a list of no tracker": (Fault.NOT_THE_TRACKER, lambda story: peer_list(EVE, story, EVE, story=story)),
+    "a list not signed": (Fault.BAD_SIGNATURE, lambda story: peer_list(EVE, story, ANN, story=story)),
+    "a word for no tracker": (Fault.NOT_THE_TRACKER, lambda story: word(story, story, EVE)),
     "a block": (Fault.UNEXPECTED, lambda _: (MessageType.BLOCK, Nothing())),
 }
 
@@ -560,9 +453,7 @@ async def test_a_list_with_a_forged_card_goes_no_further(five: Five, eve: Listen
     honest = five.of(CAT).services.peers.record()
     forged = PeerRecord(replace(honest.card, addresses=(eve.network.addresses())), honest.signature)
     listed = (ListedPeer(honest, ()), ListedPeer(forged, eve.network.addresses()))
-    await eve.say(
-        MessageType.PEER_LIST, sign_list(EVE, TrackerList(eve.story, head, 0, Millis(9), EVE.peer_id, listed))
-    )
+    await eve.say(*peer_list(EVE, head, EVE, *listed, story=eve.story))
     rejected = await five.of(BOB).happened.wait(Rejected)
     assert (rejected.peer_id, rejected.fault) == (EVE.peer_id, Fault.BAD_SIGNATURE)
     assert not any(node.happened.of(Rejected) for node in five.others(BOB))
@@ -583,8 +474,8 @@ async def test_what_is_said_about_an_unknown_block_costs_nobody_anything_and_cha
 
 async def test_an_early_claim_does_not_unseat_a_living_tracker(five: Five) -> None:
     head, me = five.of(BOB).head, BOB.peer_id
-    claim = TrackerClaim(five.of(BOB).chain.store.story, head, 1, me, Millis(five.network.clock()))
-    frame = seal(BOB, MessageType.TRACKER_CLAIM, sign_claim(BOB, claim), 0)
+    early = TrackerClaim(five.of(BOB).chain.store.story, head, 1, me, Millis(five.network.clock()))
+    frame = seal(BOB, MessageType.TRACKER_CLAIM, sign_claim(BOB, early), 0)
     await five.of(BOB).network.publish(topic(five.of(BOB).chain.store.story, "peers"), frame)
     await trio.sleep(120)
     assert trackers(five.nodes) == {ANN.peer_id}
@@ -597,11 +488,11 @@ async def test_a_claim_that_others_repeat_keeps_nobody_in_office(five: Five, eve
     await wait_tracker(five.others(ANN), BOB)
     await trio.sleep(2)
     [(_, payload)] = eve.of(MessageType.TRACKER_CLAIM)
-    claim = seal_bytes(BOB, MessageType.TRACKER_CLAIM, payload, 0)
+    old = seal_bytes(BOB, MessageType.TRACKER_CLAIM, payload, 0)
     await five.freeze(BOB)
     with trio.fail_after(DEAD_AFTER + 3):
         while {tracker_of(node) for node in five.others(ANN, BOB)} != {CAT.peer_id}:
             for node in five.others(ANN, BOB):
-                repeated = GossipReceived(topic(eve.story, "peers"), claim, BOB.peer_id, EVE.peer_id)
+                repeated = GossipReceived(topic(eve.story, "peers"), old, BOB.peer_id, EVE.peer_id)
                 node.story.tracker.on_gossip(repeated, node.services.peers)
             await trio.sleep(1)
