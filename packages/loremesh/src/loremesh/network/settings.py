@@ -16,7 +16,7 @@ class NetworkSettings:
         relay: Pass bytes on between peers that cannot reach each other.
         mdns: Look for peers on the local network, and be found there.
         dht_server: Answer other nodes' Kademlia lookups and keep provider records.
-        max_connections: Open connections, both directions together.
+        max_connections: Open connections, both directions together; an eighth is kept for those this node dials.
         max_connections_per_address: Inbound connections from one remote IP address.
         max_connections_per_loopback_address: The same for this machine, where many nodes share one address.
         max_pending: Inbound handshakes under way at once; more wait their turn within `handshake_timeout`.
@@ -41,3 +41,8 @@ class NetworkSettings:
     handshake_timeout: float = 5.0
     heartbeat_interval: float = 1.0
     event_buffer: int = 4096
+
+    @property
+    def max_inbound(self) -> int:
+        """Most inbound connections: however many strangers come, this node can still go and meet others."""
+        return self.max_connections - self.max_connections // 8

@@ -135,7 +135,9 @@ class BoundedSwarm(Swarm):
         is_loopback = address.startswith("127.") or address in {"::1", "::ffff:127.0.0.1"}
         cap = settings.max_connections_per_loopback_address if is_loopback else settings.max_connections_per_address
         outbound = sum(not is_inbound(conn) for conn in self.get_connections())
-        return self._inbound[address] < cap and self._inbound.total() + outbound < settings.max_connections
+        inbound = self._inbound.total()
+        has_room = inbound < settings.max_inbound and inbound + outbound < settings.max_connections
+        return has_room and self._inbound[address] < cap
 
     async def _shake_hands(self, open_raw: Callable[[], Awaitable[RawConnection]]) -> BoundedYamux:
         with trio.fail_after(self._settings.handshake_timeout):
