@@ -9,13 +9,14 @@ import trio
 
 from loremesh.errors import Fault
 from loremesh.network.frames import Stream
-from loremesh.primitives import Hash
+from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.wire import SYNC_PROTOCOL, BlocksRequest, MessageType, unseal
+from loremesh.services.download import Download
 from loremesh.services.happenings import Rejected
-from loremesh.testing.builders import ANN, BOB, CAT, DAN, EASY, identity, small_genesis
+from loremesh.testing.builders import ANN, BOB, CAT, DAN, EASY, small_genesis
 from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.orchard import Orchard, name_of
 from loremesh.testing.small_network import SmallNetwork, SmallNode, wait_agreement
@@ -107,17 +108,35 @@ async def test_the_bodies_of_a_long_story_come_from_several_peers(new_network: N
     assert sum(asked.total() for asked in given) < 1200  # hardly anything twice
 
 
-async def test_a_peer_that_dawdles_costs_one_batch(new_network: NewNetwork) -> None:
-    blocks = story(1000)
-    network = new_network(GENESIS)
-    await wait_until_written(blocks)
-    first = await keeper(network, "ann", blocks)
-    slow = await keeper(network, "bob", blocks, first)
-    network.between.set_latency(identity("eve").peer_id, slow.peer_id, 4.0)
-    joiner = await network.start("eve", slow, first)
-    began = trio.current_time()
-    await joiner.wait_height(1000)
-    assert trio.current_time() - began < 40
+class Taken:
+    """A chain that takes everything."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    async def submit_all(self, blocks: Sequence[Block], sender: PeerId | None) -> None:  # noqa: ARG002 - the surface
+        await trio.lowlevel.checkpoint()
+        self.blocks += blocks
+
+
+async def test_a_peer_that_dawdles_costs_some_seconds_and_its_batches() -> None:
+    blocks = {name_of(block): block for block in story(1000)}
+    asked = Counter[PeerId]()
+
+    async def fetch(peer: PeerId, wanted: Sequence[Hash], into: list[Block]) -> None:
+        asked[peer] += 1
+        await trio.sleep(25 if peer == BOB.peer_id else 0.1)
+        into.extend(blocks[name] for name in wanted)
+
+    chain = Taken()
+    download = Download(fetch, chain, [BOB.peer_id, CAT.peer_id])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(download.run)
+        await download.add(list(blocks))
+        download.finish()
+    assert chain.blocks == list(blocks.values())
+    assert trio.current_time() < 15
+    assert asked[BOB.peer_id] == 2
 
 
 async def test_a_peer_that_withholds_bodies_is_passed_over(new_network: NewNetwork) -> None:
