@@ -314,7 +314,8 @@ class PeerService:
 
     def learn(self, listed: ListedPeer) -> None:
         """Take in a peer that somebody lists: where it was met it is worth a dial, it proves no life."""
-        self.hear_of(check_record(listed.record).peer_id, listed.reached)
+        if listed.record.card.peer_id not in self._known:  # in a large network most are, and a signature is dear
+            self.hear_of(check_record(listed.record).peer_id, listed.reached)
 
     def hear_of(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Take in where a peer is said to be."""
@@ -428,8 +429,9 @@ class PeerService:
     def _dial_the_lost(self, nursery: trio.Nursery, limit: trio.CapacityLimiter) -> None:
         now = trio.current_time()
         connected = set(self.network.connected())
-        room = self.wanted - len(connected)
         busy = {dial.peer_id for dial in self._dials.values() if dial.under_way and dial.peer_id is not None}
+        # Whom we dial already takes a place: else every look until they answer dials as many again.
+        room = self.wanted - len(connected | busy)
         for dial in list(self._dials.values()):
             if dial.peer_id in connected:
                 if dial.address not in self.bootstrap:
