@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 import trio
 import trio.testing
@@ -115,6 +116,27 @@ async def flood(new: NewYamux) -> int:
 
 async def test_what_nobody_reads_is_held_only_so_long() -> None:
     assert await flood(ours) == 0
+
+
+async def test_what_nobody_reads_is_bounded_for_all_connections_together() -> None:
+    everybody: WeakSet[BoundedYamux] = WeakSet()
+
+    def of_one_node(session: Any) -> BoundedYamux:
+        return BoundedYamux(session, PEER, max_streams=4, all_of_node=everybody)
+
+    async with muxed(of_one_node) as first, muxed(of_one_node) as second, muxed(of_one_node) as third:
+        for near, far, _ in (first, second, third):
+            stream = await near.open_stream()
+            assert isinstance(stream, YamuxStream)
+            await far.accept_stream()
+            stream.send_window = 2**30
+            with trio.move_on_after(PATIENCE), suppress(Exception):
+                await stream.write(bytes(15 * MIB))
+        with trio.move_on_after(PATIENCE):
+            await third[1].event_closed.wait()
+        assert not first[1].event_closed.is_set()
+        assert third[1].event_closed.is_set()
+        assert first[1].unread + second[1].unread <= 32 * MIB
 
 
 async def test_canary_stock_yamux_still_holds_whatever_is_sent() -> None:

@@ -9,6 +9,7 @@ stays open as a zombie at the other side; closing takes a tenth of a second long
 import logging
 import struct
 from typing import Final
+from weakref import WeakSet
 
 import trio
 from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
@@ -20,20 +21,37 @@ from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from loremesh.network.upstream.negotiating import EagerClient
-from loremesh.primitives import MIB
+from loremesh.primitives import KIB, MIB
 
 _log = logging.getLogger("loremesh.network")
 _WRITE_DEADLINE: Final = 5.0
 _UNREAD_LIMIT: Final = 16 * MIB
+_UNREAD_TOGETHER: Final = 32 * MIB
+"""Of all connections of a node: else a hundred strangers could each have their limit held."""
+_UNREAD_FREE: Final = 256 * KIB
+"""Of one connection, whatever the others hold: one stream's window, which the honest may fill at any time."""
 PROTOCOL: Final = TProtocol(yamux.PROTOCOL_ID)
 
 
 class BoundedYamux(Yamux):
     """A yamux connection with a limit on streams and on unread bytes, whose frames are whole or end it."""
 
-    def __init__(self, secured: ISecureConn, peer_id: ID, max_streams: int) -> None:
+    def __init__(
+        self, secured: ISecureConn, peer_id: ID, max_streams: int, all_of_node: "WeakSet[BoundedYamux] | None" = None
+    ) -> None:
         super().__init__(secured, peer_id, is_initiator=secured.is_initiator)
         self._max_streams = max_streams
+        self._all_of_node: WeakSet[BoundedYamux] = WeakSet() if all_of_node is None else all_of_node
+        self._all_of_node.add(self)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that came and were not read yet."""
+        return sum(map(len, self.stream_buffers.values()))
+
+    def _open_ones(self) -> "list[BoundedYamux]":
+        """Give all connections of this node that are open."""
+        return [one for one in self._all_of_node if not one.event_closed.is_set()]
 
     async def start(self) -> None:
         """Serve the connection until it ends; its socket never outlives this task."""
@@ -66,9 +84,12 @@ class BoundedYamux(Yamux):
             await stream.reset()
 
     async def _read_data_body(self, length: int) -> bytes:
-        if length + sum(map(len, self.stream_buffers.values())) > _UNREAD_LIMIT:
-            # The one exception for which upstream ends the connection rather than the stream.
+        held = length + self.unread
+        # The one exception for which upstream ends the connection rather than the stream.
+        if held > _UNREAD_LIMIT:
             raise trio.TooSlowError(f"more than {_UNREAD_LIMIT} unread bytes")
+        if held > _UNREAD_FREE and length + sum(one.unread for one in self._open_ones()) > _UNREAD_TOGETHER:
+            raise trio.TooSlowError(f"more than {_UNREAD_TOGETHER} unread bytes on all connections")
         return await super()._read_data_body(length)
 
     async def _write_frame(self, data: bytes) -> None:
@@ -108,11 +129,12 @@ class BoundedMuxers(MuxerMultistream):
         super().__init__({PROTOCOL: BoundedYamux}, max(1, int(timeout)))
         self._selector.multiselect_client = EagerClient()
         self._max_streams = max_streams
+        self._muxers: WeakSet[BoundedYamux] = WeakSet()
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on yamux and put it on the secured connection."""
         protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        return self._annotate_connection(BoundedYamux(conn, peer_id, self._max_streams), conn, protocol)
+        return self._annotate_connection(BoundedYamux(conn, peer_id, self._max_streams, self._muxers), conn, protocol)
 
 
 def is_reset(stream: IMuxedStream) -> bool:
