@@ -13,11 +13,15 @@ _SPACING: Final = 3000
 
 
 def new(
+    *,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What the story is called.")],
     premise: Annotated[str, typer.Option("--premise", metavar="TEXT", help="What it is about: one paragraph.")],
     validator: Annotated[
         list[str] | None,
         typer.Option("--validator", metavar="PEER_ID", help="A validator; the first is the first tracker. Repeatable."),
+    ] = None,
+    tracker: Annotated[
+        str | None, typer.Option("--tracker", metavar="PEER_ID", help="The first tracker, where it is no validator.")
     ] = None,
     language: Annotated[str, typer.Option("--language", metavar="TAG", help="Language of the story.")] = "en",
     spacing: Annotated[
@@ -40,15 +44,16 @@ def new(
 
     try:
         peer_ids = [peer_id_from_text(text) for text in validator or []]
+        trackers = [peer_id_from_text(text) for text in [tracker] if text] or peer_ids[:1]
     except ProtocolError as error:
-        raise InvalidGenesis(f"--validator: {error}") from error
+        raise InvalidGenesis(f"--validator or --tracker: {error}") from error
     genesis = Genesis(
         title=one_line(title),
         premise=one_line(premise),
         language=language,
         time=Millis(time.time_ns() // 1_000_000),
         validators=tuple(Validator(peer_id) for peer_id in peer_ids),
-        tracker=tuple(peer_ids[:1]),
+        tracker=tuple(trackers),
         # The other spans keep the proportions that the defaults have.
         parameters=Parameters(
             spacing=Millis(spacing),

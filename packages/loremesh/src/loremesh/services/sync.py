@@ -442,7 +442,7 @@ class SyncService:
         if isinstance(failure, ProtocolError) and not isinstance(failure, InvalidBlock):
             self._penalize(peer, "sync", failure)
         else:  # slow or gone; or an invalid block, whose sender the chain has named
-            logger.info("sync with a peer ended: %s", failure)
+            logger.debug("sync with a peer ended: %s", failure)
 
     def _is_cooling(self, peer: PeerId) -> bool:
         return peer in self._cooling and trio.current_time() < self._cooling[peer].until
