@@ -226,7 +226,7 @@ def is_one_too_many(store: Store, header: Header) -> bool:
     waiting = {**{one: store.orphans[one] for one in store.orphans_of.get(header.parent) or ()}, **dict(store.held)}
     said = header.parent, header.producer
     late = [one for one, block in waiting.items() if (block.header.parent, block.header.producer) == said]
-    rivals = _rivals(store, header) + late
+    rivals = _by(store, header.producer, store.children.get(header.parent) or ()) + late
     return len(rivals) >= MAX_HEADERS_PER_PARENT and header_hash(header) not in rivals
 
 
@@ -280,7 +280,8 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     header = block.header
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
-    rivals = _rivals(store, header)
+    siblings = store.children.get(header.parent) or ()
+    rivals = _by(store, header.producer, siblings) if siblings else []
     if len(rivals) >= MAX_HEADERS_PER_PARENT:
         raise InvalidBlock(Fault.EQUIVOCATION, name)
     if header.time > store.now + store.genesis.parameters.max_ahead:
@@ -297,7 +298,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         entries=store.entries.insert(name, entry),
         states=_recent_states(store, canon, beside).insert(name, state),
         canon=canon,
-        children=store.children.insert(header.parent, (*(store.children.get(header.parent) or ()), name)),
+        children=store.children.insert(header.parent, (*siblings, name)),
         beside=beside,
         changes=(
             *changes,
@@ -308,9 +309,8 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     )
 
 
-def _rivals(store: Store, header: Header) -> list[Hash]:
-    siblings = store.children.get(header.parent) or ()
-    return [sibling for sibling in siblings if store.entries[sibling].link.producer == header.producer]
+def _by(store: Store, producer: PeerId, names: tuple[Hash, ...]) -> list[Hash]:
+    return [name for name in names if store.entries[name].link.producer == producer]
 
 
 def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tuple[Hash, ...]], tuple[Change, ...]]:
