@@ -25,8 +25,9 @@ from loremesh.primitives import KIB, MIB
 
 _log = logging.getLogger("loremesh.network")
 _WRITE_DEADLINE: Final = 5.0
-_UNREAD_LIMIT: Final = 16 * MIB
-_UNREAD_TOGETHER: Final = 32 * MIB
+_UNREAD_LIMIT: Final = 4 * MIB
+"""Of one connection: the windows of sixteen streams."""
+_UNREAD_TOGETHER: Final = 16 * MIB
 """Of all connections of a node: else a hundred strangers could each have their limit held."""
 _UNREAD_FREE: Final = 256 * KIB
 """Of one connection, whatever the others hold: one stream's window, which the honest may fill at any time."""
