@@ -118,6 +118,20 @@ async def test_what_nobody_reads_is_held_only_so_long() -> None:
     assert await flood(ours) == 0
 
 
+async def test_a_window_grows_to_a_mebibyte_at_most() -> None:
+    async with muxed(ours) as (near, far, _), trio.open_nursery() as nursery:
+        stream = await near.open_stream()
+        assert isinstance(stream, YamuxStream)
+        heard = await far.accept_stream()
+        assert isinstance(heard, YamuxStream)
+        nursery.start_soon(stream.write, bytes(24 * MIB))
+        left = 24 * MIB
+        with trio.fail_after(PATIENCE):
+            while left:
+                left -= len(await heard.read(MIB))
+        assert heard.target_recv_window <= MIB
+
+
 async def test_what_nobody_reads_is_bounded_for_all_connections_together() -> None:
     everybody: WeakSet[BoundedYamux] = WeakSet()
 

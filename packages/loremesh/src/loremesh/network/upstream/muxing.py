@@ -25,13 +25,16 @@ from loremesh.primitives import KIB, MIB
 
 _log = logging.getLogger("loremesh.network")
 _WRITE_DEADLINE: Final = 5.0
-_UNREAD_LIMIT: Final = 4 * MIB
-"""Of one connection: the windows of sixteen streams."""
+_WINDOW: Final = MIB
+"""Most that may be on its way on one stream; upstream lets it grow to sixteen times that."""
+_UNREAD_LIMIT: Final = 8 * _WINDOW
 _UNREAD_TOGETHER: Final = 16 * MIB
 """Of all connections of a node: else a hundred strangers could each have their limit held."""
 _UNREAD_FREE: Final = 256 * KIB
 """Of one connection, whatever the others hold: one stream's window, which the honest may fill at any time."""
 PROTOCOL: Final = TProtocol(yamux.PROTOCOL_ID)
+
+yamux.MAX_WINDOW_SIZE = _WINDOW  # else who keeps to its windows could be taken for who does not
 
 
 class BoundedYamux(Yamux):
