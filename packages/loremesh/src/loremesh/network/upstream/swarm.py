@@ -185,10 +185,10 @@ class BoundedSwarm(Swarm):
 
     async def _try(self, host: str, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
         try:
-            socket = await trio.open_tcp_stream(host, endpoint.port)
+            socket = await _connected(host, endpoint.port)
+        except ConnectionRefusedError as error:
+            raise ConnectionRefused(f"nobody listens at {endpoint}") from error
         except OSError as error:
-            if _is_refusal(error):
-                raise ConnectionRefused(f"nobody listens at {endpoint}") from error
             raise Unreachable(f"no way to {endpoint}: {error}") from error
         try:
             return await self._secure(endpoint, partial(_raw, socket, endpoint.transport, initiator=True), use)
@@ -375,8 +375,12 @@ async def _resolve(endpoint: Endpoint) -> list[str]:
     return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
-def _is_refusal(error: BaseException) -> bool:
-    if isinstance(error, ConnectionRefusedError):
-        return True
-    cause = error.__cause__
-    return isinstance(cause, BaseExceptionGroup) and all(map(_is_refusal, cause.exceptions))
+async def _connected(host: str, port: int) -> trio.SocketStream:
+    """Connect to one address, which `trio.open_tcp_stream` would look up again, to race it against no other."""
+    socket = trio.socket.socket(trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET)
+    try:
+        await socket.connect((host, port))
+    except BaseException:
+        socket.close()
+        raise
+    return trio.SocketStream(socket)
