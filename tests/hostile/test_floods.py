@@ -4,6 +4,7 @@ With `--full` they have the size of the requirement, and memory is looked at aga
 figures.
 """
 
+import gc
 import statistics
 import subprocess
 import sys
@@ -127,11 +128,13 @@ async def watch(victim: NodeProcess, nursery: trio.Nursery) -> AsyncIterator[Wat
             await puller.status(peer)
             return time.perf_counter() - before
 
+        gc.freeze()  # our own pauses are not the node's
         watch = Watch(psutil.Process(victim.process.pid), call)
         await watch.measure([], CALLS // 2)
         await watch.measure(watch.quiet, CALLS)
         watch.base = watch.peak = watch.memory()
         yield watch
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)
