@@ -29,6 +29,7 @@ from loremesh.testing.bad_blocks import BAD_BLOCKS, Scene
 
 GOSSIP_PROTOCOL: Final = "/meshsub/1.1.0"
 
+
 @dataclass(frozen=True, slots=True)
 class Liar:
     """Who lies, to whom, and about which story."""
@@ -92,9 +93,7 @@ BAD_MESSAGES: Final = (
     BadMessage("junk among heartbeats", "peers", Fault.WRONG_SHAPE, lambda _: b"\xc1junk"),
     BadMessage("an envelope cut off", "peers", Fault.TRUNCATED, lambda at: at.envelope()[:-1]),
     BadMessage("an envelope with more behind it", "peers", Fault.TRAILING_BYTES, lambda at: at.envelope() + b"\x00"),
-    BadMessage(
-        "an envelope from somebody else", "peers", Fault.WRONG_SENDER, lambda at: at.envelope(sender=at.victim)
-    ),
+    BadMessage("an envelope from somebody else", "peers", Fault.WRONG_SENDER, lambda at: at.envelope(sender=at.victim)),
     BadMessage("a message of no known type", "peers", Fault.UNKNOWN_TYPE, lambda at: at.envelope(type="hello")),
     BadMessage(
         "a request where only announcements belong",
