@@ -434,3 +434,22 @@ def test_headers_go_on_after_a_side_branch_block_that_the_asker_names() -> None:
 
 def test_nobody_gets_headers_towards_a_block_that_is_not_there() -> None:
     assert names_after(TREE, HeadersRequest(TREE.story, (TREE.story,), (Hash(b"\x05" * 32),), 10)) == []
+
+
+async def test_a_peer_that_fails_a_thousand_times_is_asked_now_and_then_and_ends_nobody(
+    new_network: NewNetwork,
+) -> None:
+    network = new_network(GENESIS)
+    node = await network.start("ann")
+    mute = network.between.node(EVE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(mute.run)
+        await mute.connect(node.address)
+        for _ in range(1100):
+            await node.story.sync.sync_with(EVE.peer_id)
+        before = node.story.sync.rounds
+        for _ in range(1000):
+            node.story.ask(EVE.peer_id)
+            await trio.sleep(0.01)
+        assert node.story.sync.rounds - before < 10
+        nursery.cancel_scope.cancel()

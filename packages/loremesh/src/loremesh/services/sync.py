@@ -356,6 +356,8 @@ class SyncService:
                 peers: list[PeerId] = []
                 with trio.move_on_at(next_round):
                     peers = [await self._wakeups.receive()]
+                    if self._is_cooling(peers[0]):
+                        continue  # its turn comes: orphans by the thousand are no reason to ask a thousand times
                 if not peers:
                     next_round = trio.current_time() + self._interval
                     peers = self._next_peers()
@@ -371,7 +373,7 @@ class SyncService:
         while again and peer in self._network.connected():
             self._being_asked[peer] = False
             await self.sync_with(peer)
-            again = self._being_asked[peer]
+            again = self._being_asked[peer] and not self._is_cooling(peer)
         del self._being_asked[peer]
 
     async def sync_with(self, peer: PeerId) -> None:
@@ -438,7 +440,7 @@ class SyncService:
     def _on_failure(self, peer: PeerId, failure: Failure) -> None:
         self.failures += 1
         times = self._cooling[peer].failures if peer in self._cooling else 0
-        self._cooling[peer] = _Cooling(times + 1, trio.current_time() + min(2.0**times, _LONGEST_COOLING))
+        self._cooling[peer] = _Cooling(times + 1, trio.current_time() + min(2.0 ** min(times, 10), _LONGEST_COOLING))
         if isinstance(failure, ProtocolError) and not isinstance(failure, InvalidBlock):
             self._penalize(peer, "sync", failure)
         else:  # slow or gone; or an invalid block, whose sender the chain has named
