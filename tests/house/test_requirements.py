@@ -49,7 +49,7 @@ def test_every_row_names_a_test_and_every_test_that_is_named_exists(checkout: Pa
         assert named(cells[3]), cells[0]
         for test in named(cells[3]):
             file, _, name = test.partition("::")
-            path = checkout / "tests" / file
+            path = checkout / file
             tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
             functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
             if name not in functions:

@@ -15,7 +15,7 @@ import trio
 from loremesh.primitives import Millis
 from loremesh.protocol.genesis import Parameters, genesis_to_toml
 from loremesh.testing.builders import small_genesis
-from loremesh.testing.programs import clean_environment, program
+from loremesh.testing.node_processes import clean_environment, program
 
 PATIENCE: Final = 60.0
 """Seconds after which a wait has failed: generous, since machines are shared."""
