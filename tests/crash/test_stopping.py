@@ -1,5 +1,6 @@
 """SIGTERM at any stage of a node's life: exit code 0 within seconds, nothing said, port and lock free again."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -71,7 +72,7 @@ async def database_made(_node: Program, directory: Path) -> None:
 
 async def listening(node: Program, _directory: Path) -> None:
     def listens() -> bool:
-        places = [str(entry.readlink()) for entry in descriptors(node)]
+        places = list(descriptors(node))
         inodes = {place[8:-1] for place in places if place.startswith("socket:")}
         rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
         return any(row[9] in inodes and row[3] == "0A" for row in rows)
@@ -79,10 +80,11 @@ async def listening(node: Program, _directory: Path) -> None:
     await until(listens)
 
 
-def descriptors(node: Program) -> Iterator[Path]:
+def descriptors(node: Program) -> Iterator[str]:
+    """Name what a process holds open; what it closes meanwhile is left out."""
     for entry in Path(f"/proc/{node.process.pid}/fd").iterdir():
-        if entry.is_symlink():
-            yield entry
+        with contextlib.suppress(FileNotFoundError):
+            yield str(entry.readlink())
 
 
 async def telling_its_role(node: Program, _directory: Path) -> None:
