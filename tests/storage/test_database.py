@@ -80,6 +80,19 @@ async def test_a_hundred_callers_share_a_few_transactions(tmp_path: Path) -> Non
             assert await store.note(str(number)) == b"%d" % number
 
 
+async def test_callers_who_ask_again_at_once_share_the_next_transaction_too(tmp_path: Path) -> None:
+    async def save(store: Store, caller: int) -> None:
+        for number in range(5):
+            await store.set_note(f"{caller} {number}", b"x")
+
+    async with Store.open(tmp_path) as store:
+        transactions = count_transactions(store)
+        async with trio.open_nursery() as nursery:
+            for caller in range(50):
+                nursery.start_soon(save, store, caller)
+    assert len(transactions) == 5
+
+
 async def test_nobody_returns_before_the_transaction_is_on_disk(tmp_path: Path) -> None:
     returned = []
 

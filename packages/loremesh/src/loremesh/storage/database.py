@@ -47,7 +47,8 @@ class Database:
     writer: apsw.Connection
     reader: apsw.Connection
     _waiting: dict[_Request, None] = field(default_factory=dict)
-    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _is_writing: bool = False
+    _written: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     _writing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     _reading: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
@@ -83,8 +84,10 @@ class Database:
         request = _Request(writes)
         self._waiting[request] = None
         try:
-            async with self._turn:
-                if not request.is_done:
+            while not request.is_done:
+                if self._is_writing:
+                    await self._written.park()
+                else:
                     await self._write_for_all()
         finally:
             self._waiting.pop(request, None)
@@ -105,15 +108,23 @@ class Database:
             return query(self.reader)
 
     async def _write_for_all(self) -> None:
-        # Both queues are first come first served, so whoever has the turn is first in this one too.
-        requests = list(islice(self._waiting, _MOST_SHARED))
-        # A thread is never abandoned: whoever is cancelled here first ends what it does for the others.
-        errors = await trio.to_thread.run_sync(
-            self._transact, [request.writes for request in requests], limiter=self._writing
-        )
-        for request, error in zip(requests, errors, strict=True):
-            request.is_done, request.error = True, error
-            self._waiting.pop(request, None)
+        self._is_writing = True
+        try:
+            # Those whose writes are just done wake in the same round of the scheduler as this task, before it or after
+            # it. Those who then ask for more share this trip.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            requests = list(islice(self._waiting, _MOST_SHARED))
+            # A thread is never abandoned: whoever is cancelled here first ends what it does for the others.
+            errors = await trio.to_thread.run_sync(
+                self._transact, [request.writes for request in requests], limiter=self._writing
+            )
+            for request, error in zip(requests, errors, strict=True):
+                request.is_done, request.error = True, error
+                self._waiting.pop(request, None)
+        finally:
+            self._is_writing = False
+            self._written.unpark_all()
 
     def _transact(self, requests: list[tuple[Write, ...]]) -> list[Exception | None]:
         try:
