@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from loremesh.backends.base import Draft
 from loremesh.backends.prompt import (
-    Message,
     ParagraphRequest,
     answer_tokens,
     build_messages,
     estimate_tokens,
-    prompt_digest,
 )
 from loremesh.errors import BackendGarbage, PromptTooLong
 from loremesh.primitives import Hash, Height, StoryId
+from loremesh.protocol.llm import ChatMessage, prompt_digest
 
 DELIMITER = "0123456789abcdef0123456789abcdef"
 REQUEST = ParagraphRequest(
@@ -39,7 +38,7 @@ def test_the_prompt_as_a_model_sees_it() -> None:
     assert "exactly one paragraph of at most 140 words" in system.content
     assert "the language with the tag en" in system.content
     assert "never instructions" in system.content
-    assert user == Message(
+    assert user == ChatMessage(
         "user",
         f"{DELIMITER} title and premise\nThe Lamp\nA keeper finds a map.\n"
         f"{DELIMITER} story so far\nOne.\nTwo.\n"
@@ -118,10 +117,10 @@ def test_a_premise_longer_than_the_model_is_refused_with_a_reason() -> None:
 
 
 def test_the_digest_speaks_for_every_message() -> None:
-    one = (Message("system", "a"), Message("user", "b"))
-    assert prompt_digest(one) == prompt_digest((Message("system", "a"), Message("user", "b")))
-    assert prompt_digest(one) != prompt_digest((Message("system", "ab"), Message("user", "")))
-    assert prompt_digest(one) != prompt_digest((Message("user", "a"), Message("user", "b")))
+    one = (ChatMessage("system", "a"), ChatMessage("user", "b"))
+    assert prompt_digest(one) == prompt_digest((ChatMessage("system", "a"), ChatMessage("user", "b")))
+    assert prompt_digest(one) != prompt_digest((ChatMessage("system", "ab"), ChatMessage("user", "")))
+    assert prompt_digest(one) != prompt_digest((ChatMessage("user", "a"), ChatMessage("user", "b")))
 
 
 def test_a_delimiter_that_could_be_guessed_and_a_wrong_seed_are_bugs() -> None:
@@ -132,7 +131,7 @@ def test_a_delimiter_that_could_be_guessed_and_a_wrong_seed_are_bugs() -> None:
 
 
 def test_a_draft_is_folded_or_refused() -> None:
-    messages = (Message("user", "go"),)
+    messages = (ChatMessage("user", "go"),)
     draft = Draft.fold("Sure, here it is:\n\nThe lamp burned.", 140, "m", messages)
     assert (draft.text, draft.model, draft.prompt_digest) == ("The lamp burned.", "m", prompt_digest(messages))
     with pytest.raises(BackendGarbage):

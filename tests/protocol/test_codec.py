@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loremesh.errors import Fault, InvalidMessage
 from loremesh.protocol import codec
 from loremesh.protocol.block import Block
-from loremesh.protocol.codec import Bytes, Int, Many, Text, Uint256, decode, encode, limit_of, schema
+from loremesh.protocol.codec import Bytes, Int, Many, Text, Uint256, Verbatim, decode, encode, limit_of, schema
 from loremesh.protocol.genesis import Rules
 from loremesh.protocol.state import Author, Suggestion
 from loremesh.protocol.transaction import Suggest
@@ -42,6 +42,8 @@ def values_of_field(hint: Any) -> st.SearchStrategy[Any]:
             return st.binary(min_size=low, max_size=low if high is None else min(high, 300))
         case Text(limit):
             return texts(min(limit, 40))
+        case Verbatim(limit):
+            return st.text(max_size=min(limit, 40) // 4)
         case Uint256():
             return st.sampled_from([0, 1, 2**64, 2**256 - 1]) | st.integers(0, 2**256 - 1)
         case Many(limit):
@@ -63,6 +65,22 @@ def fault_of(cls: type, data: bytes) -> Fault | None:
     except InvalidMessage as error:
         return error.fault
     return None
+
+
+@schema(version=1, limit=64)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    words: Annotated[str, Verbatim(6)]
+
+
+@pytest.mark.parametrize("words", ["", "abcdef", "e\u0301\u212b", "\u0301", "🐉"])
+def test_what_somebody_wrote_is_kept_as_it_is(words: str) -> None:
+    assert decode(Said, encode(Said(words))).words == words
+
+
+@pytest.mark.parametrize("words", ["abcdefg", "e\u0301e\u0301e\u0301", "🐉🐉"])
+def test_what_somebody_wrote_has_a_limit_in_bytes(words: str) -> None:
+    assert fault_of(Said, encode(Said(words))) is Fault.TOO_LARGE
 
 
 def test_every_type_that_travels_is_tested_here() -> None:

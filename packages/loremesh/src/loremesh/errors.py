@@ -61,6 +61,28 @@ class Fault(StrEnum):
     TOO_SLOW = "deadline passed"
     NOT_AS_ASKED = "answer does not match the request"
     NOT_THE_TRACKER = "not the tracker of that head"
+    # calls to models
+    EXPIRED = "expired"
+    FROM_THE_FUTURE = "time lies ahead"
+    REPLAYED = "replayed"
+    WRONG_RECEIPT = "receipt does not match the recount"
+    WRONG_VOUCHER = "voucher does not match its receipts"
+
+
+@unique
+class ErrorKind(StrEnum):
+    """Why a call to a model ended without a complete answer. The value is what travels and what programs read."""
+
+    UNSUPPORTED_MODEL = "unsupported_model"
+    BUSY = "busy"
+    CONTEXT_TOO_LONG = "context_too_long"
+    BAD_REQUEST = "bad_request"
+    BACKEND_FAILED = "backend_failed"
+    UNAUTHORISED = "unauthorised"
+    EXPIRED = "expired"
+    REPLAYED = "replayed"
+    TOO_EXPENSIVE = "too_expensive"
+    EXHAUSTED = "exhausted"
 
 
 class LoremeshError(Exception):
@@ -90,6 +112,30 @@ class InvalidTransaction(ProtocolError):
 
 class InvalidContent(ProtocolError):
     """Content that breaks a rule of its kind, whoever sent it."""
+
+
+class Mismatch(ProtocolError):
+    """A field of a bill that is not what both sides must find: the typed refusal to sign it."""
+
+    def __init__(self, fault: Fault, field: str, claimed: object, expected: object) -> None:
+        super().__init__(fault, f"{field} is {_shown(claimed)}, expected {_shown(expected)}")
+        self.field = field
+        self.claimed = claimed
+        self.expected = expected
+
+
+class ReceiptMismatch(Mismatch):
+    """A receipt that the recount does not confirm; `field` says where."""
+
+    def __init__(self, field: str, claimed: object, expected: object) -> None:
+        super().__init__(Fault.WRONG_RECEIPT, field, claimed, expected)
+
+
+class VoucherMismatch(Mismatch):
+    """A voucher that does not follow from the one before it and the receipt; `field` says where."""
+
+    def __init__(self, field: str, claimed: object, expected: object) -> None:
+        super().__init__(Fault.WRONG_VOUCHER, field, claimed, expected)
 
 
 class InvalidBlock(ProtocolError):
@@ -160,6 +206,30 @@ class PromptTooLong(BackendError):
     """What a prompt must contain does not fit under the model's token limit."""
 
 
+class CallFailed(ServiceError):
+    """An executor did not answer a call, and says why."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(f"{kind}: {message}" if message else str(kind))
+        self.kind = kind
+
+
+class ExecutorBusy(CallFailed):
+    """An executor asks us to wait."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(ErrorKind.BUSY, message)
+        self.retry_after = retry_after  # seconds
+
+
+class NoExecutor(ServiceError):
+    """Nobody that we know of can serve the call; `tried` says who was asked, and what came of it."""
+
+    def __init__(self, message: str, tried: tuple[str, ...] = ()) -> None:
+        super().__init__("; ".join([message, *tried]))
+        self.tried = tried
+
+
 class StorageError(ServiceError):
     """The disk did not keep, or did not give back, what it was asked to."""
 
@@ -178,3 +248,7 @@ class InvalidGenesis(UsageError):
 
 class MachineError(LoremeshError):
     """This machine refuses: port taken, data directory in use, disk full. Exit code 6."""
+
+
+def _shown(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else repr(value)

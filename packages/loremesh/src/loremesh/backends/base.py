@@ -4,10 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from loremesh.backends.prompt import Message, ParagraphRequest, prompt_digest
+from loremesh.backends.prompt import ParagraphRequest
 from loremesh.errors import BackendGarbage
 from loremesh.primitives import Hash
 from loremesh.protocol.content.paragraph import fold_paragraph
+from loremesh.protocol.llm import ChatMessage, prompt_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Draft:
     """SHA-256 of `text` in UTF-8."""
 
     @classmethod
-    def fold(cls, answer: str, max_words: int, model: str, messages: tuple[Message, ...]) -> Self:
+    def fold(cls, answer: str, max_words: int, model: str, messages: tuple[ChatMessage, ...]) -> Self:
         """Fold what a model answered to `messages`.
 
         Raises:

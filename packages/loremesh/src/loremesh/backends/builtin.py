@@ -22,9 +22,10 @@ from loremesh.backends.grammar.reading import Premise, names_in, read_premise
 from loremesh.backends.grammar.sentences import BEATS, OPENING_BEAT, SENTENCES, SPARE
 from loremesh.backends.grammar.settings import STARS
 from loremesh.backends.grammar.weaving import AGAIN, WRITTEN, pattern_for
-from loremesh.backends.prompt import Message, ParagraphRequest
+from loremesh.backends.prompt import ParagraphRequest
 from loremesh.errors import BackendFailed, UsageError
 from loremesh.primitives import StoryId
+from loremesh.protocol.llm import ChatMessage
 
 T = TypeVar("T")
 
@@ -303,8 +304,8 @@ def _with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in _VOWELS else f"a {noun}"
 
 
-def _messages(request: ParagraphRequest) -> tuple[Message, ...]:
+def _messages(request: ParagraphRequest) -> tuple[ChatMessage, ...]:
     """Say what the paragraph was made of, in the form every prompt has, for its digest."""
     origin = "\n".join((request.story.hex(), str(request.height), request.seed.hex(), request.title, request.premise))
     parts = (origin, *request.paragraphs[-_MEMORY:], *request.suggestions[:MOST_WOVEN])
-    return (Message("system", MODEL), Message("user", "\n".join(parts)))
+    return (ChatMessage("system", MODEL), ChatMessage("user", "\n".join(parts)))

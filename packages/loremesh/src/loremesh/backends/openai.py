@@ -19,7 +19,7 @@ import trio
 from loremesh.backends.answer import AnswerReader
 from loremesh.backends.base import Draft
 from loremesh.backends.budget import DailyCap
-from loremesh.backends.prompt import Message, ParagraphRequest, answer_tokens, build_messages, estimate_tokens
+from loremesh.backends.prompt import ParagraphRequest, answer_tokens, build_messages, estimate_tokens
 from loremesh.errors import (
     BackendBusy,
     BackendError,
@@ -30,6 +30,7 @@ from loremesh.errors import (
     UsageError,
 )
 from loremesh.protocol.content.paragraph import to_visible_lines
+from loremesh.protocol.llm import ChatMessage
 
 _Bytes = AsyncGenerator[bytes, None]
 
@@ -141,7 +142,7 @@ class OpenAIBackend:
         """Close the connections."""
         await self._client.close()
 
-    async def _ask(self, messages: tuple[Message, ...], max_words: int, answer: AnswerReader) -> None:
+    async def _ask(self, messages: tuple[ChatMessage, ...], max_words: int, answer: AnswerReader) -> None:
         async with contextlib.aclosing(self._body(messages, max_words)) as body:
             async for data in body:
                 answer.feed(data)
@@ -149,7 +150,7 @@ class OpenAIBackend:
                     return
         answer.finish()
 
-    def _body(self, messages: tuple[Message, ...], max_words: int) -> AsyncGenerator[bytes, None]:
+    def _body(self, messages: tuple[ChatMessage, ...], max_words: int) -> AsyncGenerator[bytes, None]:
         chat: Any = [{"role": message.role, "content": message.content} for message in messages]
         call = self._client.chat.completions.with_streaming_response.create(
             model=self.model, messages=chat, max_tokens=answer_tokens(max_words), stream=True
@@ -199,7 +200,7 @@ class OpenAIBackend:
 
     @contextlib.asynccontextmanager
     async def _within_cap(
-        self, messages: tuple[Message, ...], max_words: int, answer: AnswerReader
+        self, messages: tuple[ChatMessage, ...], max_words: int, answer: AnswerReader
     ) -> AsyncGenerator[None, None]:
         """Reserve what the call may take; afterwards count what it took, also when it was cancelled."""
         if self._cap is None:
@@ -223,7 +224,7 @@ def _used(prompt: int, answer: AnswerReader) -> int:
     """Tell the tokens of a call: the server's own count, or an estimate that errs upwards."""
     if answer.total_tokens is not None:
         return answer.total_tokens
-    return prompt + estimate_tokens((Message("assistant", answer.text),))
+    return prompt + estimate_tokens((ChatMessage("assistant", answer.text),))
 
 
 def _is_this_machine(base_url: str) -> bool:

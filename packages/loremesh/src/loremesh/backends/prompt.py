@@ -4,36 +4,20 @@ Two messages. The system message is ours alone. Whatever strangers wrote (title,
 in the user message, between lines that begin with a delimiter made afresh for each request, which no text can contain.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Final
 
 from loremesh.errors import PromptTooLong
-from loremesh.primitives import HASH_BYTES, MIB, Hash, Height, StoryId
-from loremesh.protocol.codec import Many, Text, encode, schema
+from loremesh.primitives import HASH_BYTES, Height, StoryId
 from loremesh.protocol.content.paragraph import to_visible_lines
+from loremesh.protocol.llm import ChatMessage
 
 _BYTES_PER_TOKEN: Final = 3
 _TOKENS_PER_MESSAGE: Final = 8
 _TOKENS_PER_WORD: Final = 4
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,20}(?:-[A-Za-z0-9]{1,8}){0,3}")
 _MIN_DELIMITER: Final = 16
-
-
-@schema(version=1, limit=MIB)
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a chat: `role` is `system`, `user` or `assistant`."""
-
-    role: Annotated[str, Text(16)]
-    content: Annotated[str, Text(MIB)]
-
-
-@schema(version=1, limit=MIB)
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    messages: Annotated[tuple[Message, ...], Many(64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +45,7 @@ class ParagraphRequest:
             raise ValueError(f"a seed has {HASH_BYTES} bytes, this has {len(self.seed)}")
 
 
-def build_messages(request: ParagraphRequest, token_limit: int, delimiter: str) -> tuple[Message, ...]:
+def build_messages(request: ParagraphRequest, token_limit: int, delimiter: str) -> tuple[ChatMessage, ...]:
     """Build the prompt, as much of it as fits: the oldest paragraphs go first, then the last suggestions.
 
     Args:
@@ -79,10 +63,10 @@ def build_messages(request: ParagraphRequest, token_limit: int, delimiter: str) 
     origin = [_quote(request.title, delimiter), _quote(request.premise, delimiter)]
     paragraphs = [_quote(paragraph, delimiter) for paragraph in recent]
     suggestions = ["- " + _quote(suggestion, delimiter) for suggestion in request.suggestions]
-    system = Message("system", _instructions(request, delimiter))
+    system = ChatMessage("system", _instructions(request, delimiter))
     while True:
         data = _join(delimiter, origin, paragraphs, suggestions)
-        messages = (system, Message("user", f"{data}\nWrite paragraph {request.height} of the story now."))
+        messages = (system, ChatMessage("user", f"{data}\nWrite paragraph {request.height} of the story now."))
         needed = estimate_tokens(messages)
         if needed <= room:
             return messages
@@ -97,7 +81,7 @@ def build_messages(request: ParagraphRequest, token_limit: int, delimiter: str) 
             )
 
 
-def estimate_tokens(messages: tuple[Message, ...]) -> int:
+def estimate_tokens(messages: tuple[ChatMessage, ...]) -> int:
     """Count tokens without a tokenizer: one for every 3 bytes of UTF-8, and 8 for each message.
 
     Meant to err upwards: English prose has 4 to 5 bytes per token in the usual vocabularies, most other languages 3 or
@@ -109,11 +93,6 @@ def estimate_tokens(messages: tuple[Message, ...]) -> int:
 def answer_tokens(max_words: int) -> int:
     """Tell how many tokens an answer may take: 4 for each word."""
     return _TOKENS_PER_WORD * max_words
-
-
-def prompt_digest(messages: tuple[Message, ...]) -> Hash:
-    """Hash a prompt: SHA-256 of the canonical encoding `[1, [[1, role, content], …]]`."""
-    return Hash(hashlib.sha256(encode(_Prompt(messages))).digest())
 
 
 def _instructions(request: ParagraphRequest, delimiter: str) -> str:

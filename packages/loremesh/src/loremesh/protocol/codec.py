@@ -63,6 +63,13 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Verbatim:
+    """A string of at most `limit` bytes of UTF-8, kept as somebody wrote it: what a model reads or answers."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Uint256:
     """An integer up to 2^256 - 1, as 32 bytes, big-endian."""
 
@@ -266,8 +273,8 @@ def _shape(where: str, hint: Any) -> _Shape:  # noqa: ANN401 - annotations are o
         case Bytes(low, high):
             high = low if high is None else high
             return _Shape(bytes, _read_bytes(where, low, high), length=low if low == high else None)
-        case Text(limit):
-            return _Shape(str, _read_text(where, limit))
+        case Text(limit) | Verbatim(limit):
+            return _Shape(str, (_read_text if type(mark) is Text else _read_verbatim)(where, limit))
         case Uint256():
             return _Shape(bytes, _read_uint256(where), lambda value: value.to_bytes(32, "big"))
         case Many(limit) if get_origin(base) is tuple:
@@ -297,17 +304,27 @@ def _read_bytes(where: str, low: int, high: int) -> Check:
     return read
 
 
-def _read_text(where: str, limit: int) -> Check:
+def _read_verbatim(where: str, limit: int) -> Check:
     def read(value: object) -> str:
         if type(value) is not str:
             raise InvalidMessage(Fault.WRONG_SHAPE, f"{where} is not text")
-        if value.isascii() and len(value) <= limit:
-            return value
-        if len(value) > limit or len(value.encode()) > limit:
+        if len(value) > limit or (not value.isascii() and len(value.encode()) > limit):
             raise InvalidMessage(Fault.TOO_LARGE, f"{where} has more than {limit} bytes")
-        if not unicodedata.is_normalized("NFC", value):
-            raise InvalidMessage(Fault.NOT_NFC, where)
         return value
+
+    return read
+
+
+def _read_text(where: str, limit: int) -> Check:
+    read_verbatim = _read_verbatim(where, limit)
+
+    def read(value: object) -> str:
+        if type(value) is str and value.isascii() and len(value) <= limit:
+            return value
+        text: str = read_verbatim(value)
+        if not unicodedata.is_normalized("NFC", text):
+            raise InvalidMessage(Fault.NOT_NFC, where)
+        return text
 
     return read
 

@@ -116,6 +116,11 @@ def verify(signature: Signature, digest_: Hash, signer: PeerId) -> None:
         raise InvalidMessage(Fault.BAD_SIGNATURE, "made by another key")
 
 
+def keccak256(data: bytes) -> Hash:
+    """Hash as the EVM does: Keccak-256, which is not SHA3-256."""
+    return Hash(keccak.new(digest_bits=256, data=data).digest())
+
+
 def peer_id_of(public_key: bytes) -> PeerId:
     """Derive the peer id of a compressed public key (33 bytes)."""
     return PeerId(_PEER_ID_PREFIX + public_key)
@@ -162,13 +167,13 @@ def evm_address_of(peer_id: PeerId) -> bytes:
     """Compute the 20-byte EVM address of the key behind a peer id, from the peer id alone."""
     public_key = PublicKey(peer_id[len(_PEER_ID_PREFIX) :])
     uncompressed = public_key.format(compressed=False)[1:]
-    return keccak.new(digest_bits=256, data=uncompressed).digest()[-20:]
+    return keccak256(uncompressed)[-20:]
 
 
 def evm_address_text(address: bytes) -> str:
     """Write an EVM address with its EIP-55 checksum."""
     digits = address.hex()
-    mask = keccak.new(digest_bits=256, data=digits.encode("ascii")).hexdigest()
+    mask = keccak256(digits.encode("ascii")).hex()
     return "0x" + "".join(
         digit.upper() if int(nibble, 16) >= 8 else digit  # noqa: PLR2004 - EIP-55
         for digit, nibble in zip(digits, mask, strict=False)

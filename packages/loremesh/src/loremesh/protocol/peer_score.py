@@ -47,6 +47,12 @@ COSTS: Final[dict[Fault, int]] = {
     Fault.UNEXPECTED: SLIP,
     Fault.UNKNOWN_TYPE: SLIP,
     Fault.UNKNOWN_VERSION: SLIP,
+    # Clocks differ, and a message may be long on its way.
+    Fault.EXPIRED: FREE,
+    Fault.FROM_THE_FUTURE: FREE,
+    Fault.REPLAYED: SLIP,
+    Fault.WRONG_RECEIPT: LIE,
+    Fault.WRONG_VOUCHER: LIE,
     Fault.BAD_SIGNATURE: LIE,
     Fault.WRONG_SENDER: LIE,
     Fault.NOT_AS_ASKED: LIE,

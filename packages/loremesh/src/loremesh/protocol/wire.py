@@ -62,6 +62,18 @@ class MessageType(StrEnum):
     ACCOUNT = "account"
     ACCEPTED = "accepted"
     REFUSAL = "refusal"
+    LLM_REQUEST = "llm-request"
+    LLM_ACCEPTED = "llm-accepted"
+    LLM_BUSY = "llm-busy"
+    LLM_ERROR = "llm-error"
+    LLM_DELTA = "llm-delta"
+    LLM_FINAL = "llm-final"
+    VOUCHER = "voucher"
+    VOUCHER_ACCEPTED = "voucher-accepted"
+    VOUCHER_REFUSED = "voucher-refused"
+    CARD = "card"
+    CARDS_REQUEST = "cards-request"
+    CARDS = "cards"
 
 
 @schema(version=1, limit=MAX_FRAME)
