@@ -12,7 +12,7 @@ from loremesh.primitives import Millis, PeerId
 from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, is_canonical
 from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Evidence, Head, PeerChanged, Rejected
-from loremesh.services.peers import DEAD_AFTER
+from loremesh.services.liveness import DEAD_AFTER
 from loremesh.testing.builders import BOB, CAT, DAN, EASY, small_genesis
 from loremesh.testing.happened import Happened
 from loremesh.testing.memory_disk import MemoryDisk

@@ -27,7 +27,7 @@ from loremesh.protocol.wire import (
     unseal,
 )
 from loremesh.services.happenings import PeerChanged, Rejected
-from loremesh.services.peers import DEAD_AFTER, HEARTBEAT, SUSPECT_AFTER, Liveness
+from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT, SUSPECT_AFTER, Liveness
 from loremesh.testing.builders import BOB, EASY, identity, small_genesis
 from loremesh.testing.memory_node import MemoryNode
 from loremesh.testing.small_network import SmallNetwork, SmallNode
@@ -336,7 +336,7 @@ async def test_the_tables_are_bounded_and_the_silent_make_room(pair: Pair) -> No
     table = first.services.peers
     for number in range(600):
         who = identity(f"sybil {number}")
-        table.on_heartbeat(who.peer_id, sign_card(who, card(who, f"/ip4/127.0.0.1/tcp/{number + 10}", time=1)))
+        table.on_heartbeat(sign_card(who, card(who, f"/ip4/127.0.0.1/tcp/{number + 10}", time=1)))
         table.hear_of(identity(f"rumour {number}").peer_id, tuple(f"/ip4/10.0.0.1/tcp/{number + n}" for n in range(8)))
         if number % 50 == 0:
             await trio.sleep(0.01)

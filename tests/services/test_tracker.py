@@ -22,6 +22,7 @@ from loremesh.protocol.wire import (
     PeerCard,
     PeerList,
     PeerRecord,
+    SignedClaim,
     SignedPeerList,
     TrackerAnnouncement,
     TrackerClaim,
@@ -37,7 +38,7 @@ from loremesh.protocol.wire import (
     unseal,
 )
 from loremesh.services.happenings import Head, PeerChanged, Rejected, Role, Tracker
-from loremesh.services.peers import DEAD_AFTER, HEARTBEAT
+from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT
 from loremesh.services.tracker import LIST_EVERY
 from loremesh.testing.builders import EASY, identity, small_genesis
 from loremesh.testing.memory_node import MemoryNode
@@ -488,11 +489,11 @@ async def test_a_claim_that_others_repeat_keeps_nobody_in_office(five: Five, eve
     await wait_tracker(five.others(ANN), BOB)
     await trio.sleep(2)
     [(_, payload)] = eve.of(MessageType.TRACKER_CLAIM)
-    old = seal_bytes(BOB, MessageType.TRACKER_CLAIM, payload, 0)
+    old, claim = seal_bytes(BOB, MessageType.TRACKER_CLAIM, payload, 0), decode(SignedClaim, payload).claim
     await five.freeze(BOB)
     with trio.fail_after(DEAD_AFTER + 3):
         while {tracker_of(node) for node in five.others(ANN, BOB)} != {CAT.peer_id}:
             for node in five.others(ANN, BOB):
-                repeated = GossipReceived(topic(eve.story, "peers"), old, BOB.peer_id, EVE.peer_id)
+                repeated = GossipReceived(topic(eve.story, "peers"), old, BOB.peer_id, EVE.peer_id, claim)
                 node.story.tracker.on_gossip(repeated, node.services.peers)
             await trio.sleep(1)

@@ -12,7 +12,7 @@ from loremesh.primitives import PeerId
 from loremesh.protocol.genesis import Validator
 from loremesh.protocol.tracker import TrackerState
 from loremesh.services.happenings import Rejected
-from loremesh.services.peers import DEAD_AFTER, HEARTBEAT
+from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT
 from loremesh.testing.builders import EASY, identity, small_genesis
 from loremesh.testing.orchard import Orchard
 from loremesh.testing.small_network import SmallNetwork, SmallNode

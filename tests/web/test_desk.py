@@ -16,7 +16,7 @@ from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.protocol.wire import PeerCard, sign_card
 from loremesh.roles.desk import Desk, reported_height
 from loremesh.services.happenings import Evidence, Happening, Head, PeerChanged, Ready, Rejected
-from loremesh.services.peers import DEAD_AFTER
+from loremesh.services.liveness import DEAD_AFTER
 from loremesh.testing.builders import ANN, BOB, EASY, block_on, identity, parent_of, small_genesis
 from loremesh.testing.small_network import SmallNetwork, SmallNode, wait_agreement
 from loremesh.web.report import Kind
@@ -45,7 +45,7 @@ def value(desk: Desk, name: str, *labels: str) -> float:
 def claim(node: SmallNode, who: Identity, height: int, story: StoryId = STORY) -> None:
     """Let a peer say how high it is."""
     card = PeerCard(who.peer_id, (), ("validator",), (), (story,), Height(height), Millis(int(trio.current_time())))
-    node.services.peers.on_heartbeat(who.peer_id, sign_card(who, card))
+    node.services.peers.on_heartbeat(sign_card(who, card))
 
 
 def test_a_node_that_has_no_story_yet_is_starting() -> None:

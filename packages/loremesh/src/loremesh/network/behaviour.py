@@ -60,8 +60,10 @@ _REMEMBERED_DIALS: Final = 1024
 Handler = Callable[[Stream], Awaitable[None]]
 """Serves one stream; a ProtocolError it raises is the peer's fault, a ServiceError nobody's, the rest are our bugs."""
 
-Accept = Callable[[PeerId, bytes], None]
-"""Checks one gossip message, given its signer and data: quick and pure; raises ProtocolError to refuse it."""
+Accept = Callable[[PeerId, bytes], object]
+"""Checks one gossip message, given its signer and data: quick and pure; raises ProtocolError to refuse it.
+
+What it returns travels on with the message, as `GossipReceived.value`."""
 
 
 class Behaviour:
@@ -101,8 +103,7 @@ class Behaviour:
             self._host,
             self._router,
             settings,
-            check=self._check_gossip,
-            deliver=self._deliver_gossip,
+            admit=self._admit_gossip,
             refuse=self._refuse_gossip,
             is_denied=lambda peer_id: peer_id in self._denied,
         )
@@ -438,18 +439,17 @@ class Behaviour:
             raise InvalidMessage(Fault.TOO_LARGE, f"gossip of {len(data)} bytes")
         await self._pubsub.publish(topic, data)
 
-    def _check_gossip(self, message: pubsub.Message) -> bool:
+    def _admit_gossip(self, message: pubsub.Message) -> bool:
+        topic, data, signer, forwarder = message.topic, message.data, message.signer, message.forwarder
         try:
-            self._accepts[message.topic](message.signer, message.data)
+            value = self._accepts[topic](signer, data)
         except ProtocolError:
             raise
         except Exception:  # noqa: BLE001 - a bug of ours must not be a way for a peer to end the node
-            _log.exception("checking a message of %s failed: this is a bug", message.topic)
+            _log.exception("checking a message of %s failed: this is a bug", topic)
             return False
+        self._tell_if_room(GossipReceived(topic, data, signer, forwarder, value))
         return True
-
-    def _deliver_gossip(self, message: pubsub.Message) -> None:
-        self._tell_if_room(GossipReceived(message.topic, message.data, message.signer, message.forwarder))
 
     def _refuse_gossip(self, topic: str, fault: Fault, signer: PeerId, forwarder: PeerId) -> None:
         self._tell_if_room(GossipRefused(topic, fault, signer, forwarder))

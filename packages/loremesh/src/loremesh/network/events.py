@@ -1,6 +1,6 @@
 """What the network tells services: one frozen type per happening, all in one stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loremesh.errors import Fault
 from loremesh.primitives import PeerId
@@ -33,6 +33,8 @@ class GossipReceived:
     data: bytes
     signer: PeerId
     forwarder: PeerId
+    value: object = field(default=None, compare=False)
+    """What the check has made of `data`: nothing is decoded twice."""
 
 
 @dataclass(frozen=True, slots=True)

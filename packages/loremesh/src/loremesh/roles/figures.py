@@ -7,7 +7,7 @@ from loremesh.network.events import CallServed, GossipReceived, GossipRefused
 from loremesh.primitives import Millis
 from loremesh.protocol.identity import peer_id_text
 from loremesh.roles.assembly import Services, Story
-from loremesh.services.peers import Liveness
+from loremesh.services.liveness import Liveness
 from loremesh.services.tally import Tally
 from loremesh.web.report import Figure, Kind
 

@@ -8,13 +8,14 @@ Source: docs/protocol/gossip.md.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
 from loremesh.errors import Fault, InvalidBlock, InvalidMessage, InvalidTransaction
 from loremesh.network.events import GossipReceived
-from loremesh.primitives import PeerId
+from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import is_one_too_many
@@ -43,8 +44,16 @@ class Network(Protocol):
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip."""
 
-    async def subscribe(self, topic: str, accept: Callable[[PeerId, bytes], None]) -> None:
-        """Listen to a topic; `accept` refuses by raising."""
+    async def subscribe(self, topic: str, accept: Callable[[PeerId, bytes], object]) -> None:
+        """Listen to a topic; `accept` refuses by raising, and what it returns comes with the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A block that was told of; its body if that came along, checked as far as it can be alone."""
+
+    name: Hash
+    block: Block | None
 
 
 class Announcer:
@@ -99,44 +108,40 @@ class Announcer:
 
     async def on_gossip(self, received: GossipReceived) -> None:
         """Take in a message that passed its topic's check."""
-        if received.topic == self._blocks:
-            announcement = expect(received.data, received.signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
-            await self._take_announcement(announcement, received.forwarder)
-        elif received.topic == self._transactions:
-            await self._take_transaction(received)
+        match received.value:
+            case _Announced(name, block) if not self._chain.knows(name):
+                if block is not None:
+                    await self._chain.offer(block, received.forwarder)
+                else:  # sync asks in its own time: a forwarder that has no such block holds up no gossip
+                    self._ask(received.forwarder)
+            case Transaction() as transaction:
+                try:
+                    await self._chain.add_transaction(transaction)
+                except InvalidTransaction as error:  # most likely overtaken by a block: not the forwarder's fault
+                    logger.debug("a gossiped transaction is not wanted: %s", error)
+            case _:  # known already, or of a topic that is not ours
+                pass
 
-    async def _take_announcement(self, announcement: BlockAnnouncement, forwarder: PeerId) -> None:
-        if self._chain.knows(announcement.hash):
-            return
-        if announcement.body:
-            await self._chain.offer(decode(Block, announcement.body), forwarder)
-        else:
-            self._ask(forwarder)  # sync asks in its own time: a forwarder that has no such block holds up no gossip
-
-    async def _take_transaction(self, received: GossipReceived) -> None:
-        transaction = expect(received.data, received.signer, MessageType.TRANSACTION, Transaction)
-        try:
-            await self._chain.add_transaction(transaction)
-        except InvalidTransaction as error:  # most likely overtaken by a block: not the forwarder's fault
-            logger.debug("a gossiped transaction is not wanted: %s", error)
-
-    def _check_announcement(self, signer: PeerId, data: bytes) -> None:
+    def _check_announcement(self, signer: PeerId, data: bytes) -> _Announced:
         announcement = expect(data, signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
         if announcement.producer != signer:
             raise InvalidMessage(Fault.WRONG_SENDER, "a block announced by somebody else")
-        if announcement.body:
-            block, store = decode(Block, announcement.body), self._chain.store
-            name = check_block_alone(store.genesis, store.story, block)
-            header = block.header
-            said = (announcement.hash, announcement.height, announcement.producer, announcement.timestamp)
-            if said != (name, header.height, header.producer, header.time):
-                raise InvalidMessage(Fault.NOT_AS_ASKED, "the announcement is not of the block inside")
-            if is_one_too_many(store, header):  # two are relayed, as evidence
-                raise InvalidBlock(Fault.EQUIVOCATION, name)
+        if not announcement.body:
+            return _Announced(announcement.hash, None)
+        block, store = decode(Block, announcement.body), self._chain.store
+        name = check_block_alone(store.genesis, store.story, block)
+        header = block.header
+        said = (announcement.hash, announcement.height, announcement.producer, announcement.timestamp)
+        if said != (name, header.height, header.producer, header.time):
+            raise InvalidMessage(Fault.NOT_AS_ASKED, "the announcement is not of the block inside")
+        if is_one_too_many(store, header):  # two are relayed, as evidence
+            raise InvalidBlock(Fault.EQUIVOCATION, name)
+        return _Announced(name, block)
 
-    def _check_transaction(self, signer: PeerId, data: bytes) -> None:
+    def _check_transaction(self, signer: PeerId, data: bytes) -> Transaction:
         transaction = expect(data, signer, MessageType.TRANSACTION, Transaction)
         check_transaction(self._chain.store.story, transaction)
+        return transaction
 
     async def _publish(self, name: str, kind: MessageType, payload: object) -> None:
         with trio.move_on_after(_PUBLISH_TIMEOUT) as deadline:

@@ -1,17 +1,18 @@
 """The peers service: who is here, who left, who is dead; finds the way back when connections are lost.
 
 A node says who it is when it connects (`peer_join`), every five seconds by gossip (`heartbeat`), and when it goes
-(`peer_leave`). Who is connected but not heard by gossip, such as an anchor without a story, is asked directly. Silence
-makes a peer suspect after 15 s and dead after 30; a refused connection, at once.
+(`peer_leave`). Whose heartbeat is late, or does not come by gossip at all, is asked directly. A peer is suspect when
+nothing was heard of it for 15 s, and dead 30 s after the first heartbeat that did not come; a refused connection, at
+once. So whoever freezes is dead to others 30 to 36 s later.
 
 Source: docs/protocol/peers.md; S0's join notice and peer list, S1's heartbeat.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum, unique
 from typing import Final, Protocol
 
 import trio
@@ -38,16 +39,13 @@ from loremesh.protocol.wire import (
 )
 from loremesh.services.chain import Penalize
 from loremesh.services.happenings import Clock, PeerChanged, Tell
+from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT, SUSPECT_AFTER, Known, Liveness
 from loremesh.services.reachability import Reachability
 
 logger = logging.getLogger("loremesh.peers")
 
-HEARTBEAT: Final = 5.0
-SUSPECT_AFTER: Final = 15.0
-DEAD_AFTER: Final = 30.0 + HEARTBEAT
-"""Thirty seconds after the first heartbeat that did not come."""
 _LOOK: Final = 1.0
-"""Seconds between two looks at who is silent and whom to dial."""
+"""Most seconds between two looks at who is silent and whom to dial."""
 _ANSWER: Final = 5.0
 _CHECK: Final = 1.0
 """Seconds that an answer waits for where the asker can be reached."""
@@ -98,22 +96,6 @@ class Office(Protocol):
         """Gossip our heartbeat."""
 
 
-@unique
-class Liveness(StrEnum):
-    """What we think of a peer."""
-
-    ALIVE = "alive"
-    SUSPECT = "suspect"
-    DEAD = "dead"
-
-
-@dataclass(slots=True)
-class _Known:
-    record: PeerRecord
-    seen: float
-    liveness: Liveness = Liveness.ALIVE
-
-
 @dataclass(slots=True)
 class _Dial:
     """An address to be connected to, and how often that failed."""
@@ -161,7 +143,7 @@ class PeerService:
     tell: Tell
     penalize: Penalize
     wanted: int = 16
-    _known: dict[PeerId, _Known] = field(default_factory=dict)
+    _known: dict[PeerId, Known] = field(default_factory=dict)
     _dials: dict[str, _Dial] = field(default_factory=dict)
     _look_now: trio.Event = field(default_factory=trio.Event)
     _reachability: Reachability = field(init=False)
@@ -187,7 +169,7 @@ class PeerService:
             kind, payload = unseal(answer, peer, self.identity.peer_id)
             for listed in read_peer_list(kind, payload, peer).peers:
                 if listed.record.card.peer_id == peer:
-                    self._take_own_word(listed.record, peer, in_person=True)
+                    self._take_word_in_person(listed.record, peer)
                 else:
                     self.learn(listed)
             if peer in self._known:
@@ -213,7 +195,7 @@ class PeerService:
         kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
         if kind is MessageType.PEER_JOIN:
             record = decode(PeerRecord, payload)
-            self._take_own_word(record, stream.peer_id, in_person=True)
+            self._take_word_in_person(record, stream.peer_id)
             # Before the answer, so that of two that join at once at least the later hears where the other is.
             with trio.move_on_after(_CHECK):
                 await self._reachability.check(record.card)
@@ -287,9 +269,9 @@ class PeerService:
                 self._want(address, peer)
         self._look_now.set()
 
-    def on_heartbeat(self, signer: PeerId, record: PeerRecord) -> None:
-        """Take in a heartbeat whose signature the gossip check has verified."""
-        self._take_own_word(record, signer, in_person=False)
+    def on_heartbeat(self, record: PeerRecord) -> None:
+        """Take in a heartbeat: the card of its signer, whose signature the gossip check has verified."""
+        self._take_own_word(record, in_person=False)
 
     def on_leave(self, peer: PeerId) -> None:
         """Take in that a peer says it goes."""
@@ -329,15 +311,18 @@ class PeerService:
         if len(self._dials) < _MAX_KNOWN or address in self.bootstrap:
             self._dials.setdefault(address, _Dial(address, peer_id=peer))
 
-    def _take_own_word(self, record: PeerRecord, signer: PeerId, *, in_person: bool) -> None:
-        card = check_record(record)
-        if card.peer_id != signer:
+    def _take_word_in_person(self, record: PeerRecord, peer: PeerId) -> None:
+        if check_record(record).peer_id != peer:
             raise InvalidMessage(Fault.WRONG_SENDER, "the card is somebody else's")
+        self._take_own_word(record, in_person=True)
+
+    def _take_own_word(self, record: PeerRecord, *, in_person: bool) -> None:
+        card, signer = record.card, record.card.peer_id
         known = self._known.get(signer)
         if known is None:
             if len(self._known) >= _MAX_KNOWN:
                 self._forget_the_silent()
-            self._known[signer] = _Known(record, trio.current_time())
+            self._known[signer] = Known(record, trio.current_time())
             self.tell(PeerChanged(signer, "joined"))
             self._tell_office(signer, lives=True)
         elif card.time > known.record.card.time:
@@ -346,7 +331,7 @@ class PeerService:
         elif in_person:  # on its own connection nobody can repeat it: it lives, and its clock was set back
             self._revive(known)
 
-    def _revive(self, known: _Known) -> None:
+    def _revive(self, known: Known) -> None:
         known.seen = trio.current_time()
         if known.liveness is Liveness.DEAD:
             self.tell(PeerChanged(known.record.card.peer_id, "joined"))
@@ -361,24 +346,15 @@ class PeerService:
         self._forget(min(self._known, key=lambda peer: self._known[peer].seen))
 
     async def _beat(self, nursery: trio.Nursery) -> None:
+        due = trio.current_time()
         while True:
-            await trio.sleep(HEARTBEAT)
+            due = max(due + HEARTBEAT, trio.current_time())  # a beat that takes long makes the next no later
+            await trio.sleep_until(due)
             if self.office is not None:
                 await self.office.beat(seal(self.identity, MessageType.HEARTBEAT, self.record(), self.clock()))
-            for peer in self._unheard():
-                nursery.start_soon(self.introduce, peer)
             for known in self._known.values():
                 if known.liveness is Liveness.ALIVE and self._reachability.is_due(known.record.card):
                     nursery.start_soon(self._reachability.check, known.record.card)
-
-    def _unheard(self) -> list[PeerId]:
-        """Name connected peers whose heartbeats do not come: by gossip they would have, twice."""
-        since = trio.current_time() - 2 * HEARTBEAT
-        return [
-            peer
-            for peer in self.network.connected()
-            if (known := self._known.get(peer)) is not None and known.seen < since
-        ]
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
@@ -392,10 +368,23 @@ class PeerService:
             looked = now
             for ghost in self._judge_the_silent():
                 nursery.start_soon(self.network.disconnect, ghost)
+            next_question = self._ask_the_late(nursery)
             self._dial_the_lost(nursery, limit)
-            with trio.move_on_after(_LOOK):
+            next_judgement = min((known.next_judgement for known in self._known.values()), default=math.inf)
+            with trio.move_on_at(min(now + _LOOK, next_question, next_judgement)):
                 await self._look_now.wait()
             self._look_now = trio.Event()
+
+    def _ask_the_late(self, nursery: trio.Nursery) -> float:
+        """Ask connected peers whose heartbeats do not come, as an anchor's; tell when the next question is due."""
+        now, next_question = trio.current_time(), math.inf
+        for peer in self.network.connected():
+            if (known := self._known.get(peer)) is not None:
+                if known.next_question <= now:
+                    known.asked = now
+                    nursery.start_soon(self.introduce, peer)
+                next_question = min(next_question, known.next_question)
+        return next_question
 
     def _judge_the_silent(self) -> list[PeerId]:
         """Give those that are dead and still connected: the connection is a ghost, and in the way of a new one."""
@@ -403,17 +392,16 @@ class PeerService:
         connected = set(self.network.connected())
         ghosts = []
         for peer, known in list(self._known.items()):
-            silent = now - known.seen
-            if silent > DEAD_AFTER and known.liveness is not Liveness.DEAD:
+            if now >= known.seen + DEAD_AFTER and known.liveness is not Liveness.DEAD:
                 self._declare_dead(peer, known)
                 for address in known.record.card.addresses:
                     self._want(address, peer)
                 if peer in connected:
                     ghosts.append(peer)
-            elif silent > SUSPECT_AFTER and known.liveness is Liveness.ALIVE:
+            elif now >= known.next_judgement and known.liveness is Liveness.ALIVE:
                 known.liveness = Liveness.SUSPECT
                 logger.info("peer %s is silent", peer_id_text(peer))
-            if known.liveness is Liveness.DEAD and silent > 20 * DEAD_AFTER and peer not in connected:
+            if known.liveness is Liveness.DEAD and now > known.seen + 20 * DEAD_AFTER and peer not in connected:
                 self._forget(peer)
         return ghosts
 
@@ -421,7 +409,7 @@ class PeerService:
         del self._known[peer]
         self._reachability.forget(peer)
 
-    def _declare_dead(self, peer: PeerId, known: _Known) -> None:
+    def _declare_dead(self, peer: PeerId, known: Known) -> None:
         known.liveness = Liveness.DEAD
         self.tell(PeerChanged(peer, "dead"))
         self._tell_office(peer, lives=False)

@@ -49,7 +49,6 @@ from loremesh.protocol.wire import (
     check_claim_signature,
     check_list,
     check_record,
-    expect,
     seal,
     sign_claim,
     sign_list,
@@ -92,8 +91,8 @@ class Network(Protocol):
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip."""
 
-    async def subscribe(self, topic: str, accept: Callable[[PeerId, bytes], None]) -> None:
-        """Listen to a topic; `accept` refuses by raising."""
+    async def subscribe(self, topic: str, accept: Callable[[PeerId, bytes], object]) -> None:
+        """Listen to a topic; `accept` refuses by raising, and what it returns comes with the message."""
 
 
 class Peers(Protocol):
@@ -102,7 +101,7 @@ class Peers(Protocol):
     def listed(self) -> tuple[ListedPeer, ...]:
         """Give the living, ourselves first."""
 
-    def on_heartbeat(self, signer: PeerId, record: PeerRecord) -> None:
+    def on_heartbeat(self, record: PeerRecord) -> None:
         """Take in a checked heartbeat."""
 
     def hear_of(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
@@ -188,22 +187,19 @@ class TrackerService:
 
     def on_gossip(self, received: GossipReceived, peers: Peers) -> None:
         """Take in a message that passed its topic's check, if the topic is ours."""
-        if received.topic != self._topic:
-            return
-        kind, payload = unseal(received.data, received.signer)
-        if kind is MessageType.HEARTBEAT:
-            peers.on_heartbeat(received.signer, decode(PeerRecord, payload))
-        elif kind is MessageType.PEER_LIST:
-            listed = decode(SignedPeerList, payload).list
-            self._take_claim(TrackerClaim(listed.story, listed.head, listed.view, listed.tracker, listed.time))
-            for one in listed.peers:  # worth a dial; that somebody is missing means nothing
-                peers.hear_of(one.record.card.peer_id, one.reached)
-        elif kind is MessageType.TRACKER_CLAIM:
-            self._take_claim(decode(SignedClaim, payload).claim)
-        else:
-            said = expect(received.data, received.signer, MessageType.TRACKER_ANNOUNCEMENT, TrackerAnnouncement)
-            if not self._chain.knows(said.head):
+        match received.value:
+            case PeerRecord() as heartbeat:
+                peers.on_heartbeat(heartbeat)
+            case TrackerList() as listed:
+                self._take_claim(TrackerClaim(listed.story, listed.head, listed.view, listed.tracker, listed.time))
+                for one in listed.peers:  # worth a dial; that somebody is missing means nothing
+                    peers.hear_of(one.record.card.peer_id, one.reached)
+            case TrackerClaim() as claim:
+                self._take_claim(claim)
+            case TrackerAnnouncement(head=head) if not self._chain.knows(head):
                 self._ask(received.forwarder)
+            case _:  # nothing new, or of a topic that is not ours
+                pass
 
     def _take_claim(self, claim: TrackerClaim) -> None:
         # Refused here it was let through before its head was known: nobody's fault.
@@ -277,8 +273,8 @@ class TrackerService:
         if deadline.cancelled_caught:
             logger.warning("a %s was not taken by the network in time", kind)
 
-    def _check(self, signer: PeerId, data: bytes) -> None:
-        """Check a message before it is relayed.
+    def _check(self, signer: PeerId, data: bytes) -> PeerRecord | TrackerList | TrackerClaim | TrackerAnnouncement:
+        """Check a message before it is relayed; give what is in it.
 
         Raises:
             InvalidMessage: It is malformed, badly signed, or a claim to what is somebody else's.
@@ -288,21 +284,24 @@ class TrackerService:
             record = decode(PeerRecord, payload)
             self._check_card(record)
             _check_issuer(record.card.peer_id, signer)
-        elif kind is MessageType.PEER_LIST:
+            return record
+        if kind is MessageType.PEER_LIST:
             listed = check_list(decode(SignedPeerList, payload))
             _check_issuer(listed.tracker, signer)
             self._check_office(listed.story, listed.head, listed.view, listed.tracker)
             for one in listed.peers:
                 self._check_card(one.record)
-        elif kind is MessageType.TRACKER_CLAIM:
+            return listed
+        if kind is MessageType.TRACKER_CLAIM:
             claim = check_claim_signature(decode(SignedClaim, payload))
             _check_issuer(claim.claimant, signer)
             self._check_office(claim.story, claim.head, claim.view, claim.claimant)
-        elif kind is MessageType.TRACKER_ANNOUNCEMENT:
+            return claim
+        if kind is MessageType.TRACKER_ANNOUNCEMENT:
             said = decode(TrackerAnnouncement, payload)
             self._check_office(said.story, said.head, 0, said.tracker)
-        else:
-            raise InvalidMessage(Fault.UNEXPECTED, f"{kind} among heartbeats and lists")
+            return said
+        raise InvalidMessage(Fault.UNEXPECTED, f"{kind} among heartbeats and lists")
 
     def _check_office(self, story: StoryId, head: Hash, view: int, claimant: PeerId) -> None:
         store = self._chain.store

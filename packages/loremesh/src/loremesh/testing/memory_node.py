@@ -40,7 +40,7 @@ from loremesh.testing.memory_gossip import Gossip, Inbox, Letter
 from loremesh.testing.memory_link import Connection, Link, MemoryPipe, stream_between
 
 Handler = Callable[[Stream], Awaitable[None]]
-Accept = Callable[[PeerId, bytes], None]
+Accept = Callable[[PeerId, bytes], object]
 
 _ENVELOPE: Final = 4 * KIB
 _MESH: Final = 6
@@ -401,11 +401,11 @@ class MemoryNode:
         while len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
         try:
-            self._accepts[message.topic](message.signer, message.data)
+            value = self._accepts[message.topic](message.signer, message.data)
         except ProtocolError as error:
             self._tell_if_room(GossipRefused(message.topic, error.fault, message.signer, forwarder))
             return
-        self._tell_if_room(GossipReceived(message.topic, message.data, message.signer, forwarder))
+        self._tell_if_room(GossipReceived(message.topic, message.data, message.signer, forwarder, value))
         if not letter.again:
             self._relay(message, forwarder)
 

@@ -60,12 +60,11 @@ class Message:
 
 
 class ContainedPubsub(Pubsub):
-    """Pubsub that no message can break, that delivers straight to `deliver` and follows a peer to its new connection.
+    """Pubsub that no message can break, that delivers straight to `admit` and follows a peer to its new connection.
 
     Args:
-        check: Called with each message whose signature holds, once; raises ProtocolError to refuse it, says False to
-            drop it without a word.
-        deliver: Called with each message that is new and accepted, never with our own.
+        admit: Called with each message whose signature holds, once, never with our own; takes it in, or raises
+            ProtocolError to refuse it, or says False to drop it without a word.
         refuse: Called with the topic, the fault, the signer and the forwarder of each message that is not.
         is_denied: Tells peers that are not to be heard.
     """
@@ -76,8 +75,7 @@ class ContainedPubsub(Pubsub):
         router: Router,
         settings: NetworkSettings,
         *,
-        check: Callable[[Message], bool],
-        deliver: Callable[[Message], None],
+        admit: Callable[[Message], bool],
         refuse: Callable[[str, Fault, PeerId, PeerId], None],
         is_denied: Callable[[PeerId], bool],
     ) -> None:
@@ -91,8 +89,7 @@ class ContainedPubsub(Pubsub):
             max_inbound_rpc_size=settings.max_frame + ENVELOPE,
         )
         self._gossip = router
-        self._check = check
-        self._deliver = deliver
+        self._take = admit
         self._refuse = refuse
         self._is_denied = is_denied
         self._me = PeerId(host.get_id().to_bytes())
@@ -186,10 +183,7 @@ class ContainedPubsub(Pubsub):
             # Not remembered: else a forger could keep the true message of that id from us.
             raise InvalidMessage(Fault.BAD_SIGNATURE, "gossip")
         self._remember(msg)
-        if not self._check(message):
-            return False
-        self._deliver(message)
-        return True
+        return self._take(message)
 
     def _remember(self, msg: rpc_pb2.Message) -> None:
         self._mark_msg_seen(msg)
