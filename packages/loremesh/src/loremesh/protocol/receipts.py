@@ -1,7 +1,8 @@
 """Receipts: what a call took, in a form that both sides count again and a contract could read.
 
 An executor signs a *receipt* of each call: EIP-712 typed data, with the EVM addresses of both sides. When an executor
-dies in the middle of an answer, the client makes a *partial receipt* out of the last progress that it signed.
+dies in the middle of an answer, the client makes and signs a *partial receipt* out of the last progress that the
+executor signed.
 
 Source: docs/protocol/llm.md.
 """
@@ -90,14 +91,16 @@ class SignedReceipt:
     signature: SignatureField
 
 
-@schema(version=1, limit=KIB + 384)
+@schema(version=1, limit=KIB + 512)
 @dataclass(frozen=True, slots=True)
 class PartialReceipt:
     """A receipt that its client made, of an answer that broke off, and what the executor had signed of that."""
 
     receipt: Receipt
-    progress: Progress
     signature: SignatureField
+    """The client's, of the receipt."""
+    progress: Progress
+    progress_signature: SignatureField
     """The executor's, of `progress`."""
 
 
@@ -203,17 +206,26 @@ def sign_receipt(identity: Identity, receipt: Receipt, domain: Domain = LOCAL) -
     return SignedReceipt(receipt, identity.sign(receipt_digest(receipt, domain)))
 
 
-def partial_receipt(request: LlmRequest, transcript: Transcript, count: Count, time: Millis) -> PartialReceipt | None:
-    """Make the receipt of an answer that broke off, as the client; None when nothing of it came."""
+def partial_receipt(
+    identity: Identity,
+    request: LlmRequest,
+    transcript: Transcript,
+    count: Count,
+    *,
+    time: Millis,
+    domain: Domain = LOCAL,
+) -> PartialReceipt | None:
+    """Make and sign the receipt of an answer that broke off, as the client; None when nothing of it came."""
     if transcript.signature is None:
         return None
     price = transcript.progress.price
     receipt = make_receipt(request, transcript.text, count, price=price, finish=CUT, time=time)
-    return PartialReceipt(receipt, transcript.progress, transcript.signature)
+    signature = identity.sign(receipt_digest(receipt, domain))
+    return PartialReceipt(receipt, signature, transcript.progress, transcript.signature)
 
 
 def check_evidence(evidence: Evidence, domain: Domain = LOCAL) -> Receipt:
-    """Check what evidence shows by itself, without request and answer: its signature, and that it adds up.
+    """Check what evidence shows by itself, without request and answer: its signatures, and that it adds up.
 
     Raises:
         InvalidMessage: BAD_KEY; BAD_SIGNATURE.
@@ -224,14 +236,15 @@ def check_evidence(evidence: Evidence, domain: Domain = LOCAL) -> Receipt:
     check_peer_id(receipt.client)
     check_peer_id(receipt.executor)
     if isinstance(evidence, PartialReceipt):
-        progress = evidence.progress
-        check_progress(progress, evidence.signature, receipt.executor)
+        signer, progress = receipt.client, evidence.progress
+        check_progress(progress, evidence.progress_signature, receipt.executor)
         _must_be("request", receipt.request, progress.request)
         _must_be("output_digest", receipt.output_digest, progress.digest)
         _must_be("price", receipt.price, progress.price)
         _must_be("finish", receipt.finish, CUT)
     else:
-        verify(evidence.signature, receipt_digest(receipt, domain), receipt.executor)
+        signer = receipt.executor
+    verify(evidence.signature, receipt_digest(receipt, domain), signer)
     _must_be("tokenizer", receipt.tokenizer, TOKENIZER)
     _must_be("amount", receipt.amount, amount_of(receipt.tokens, receipt.price))
     if receipt.finish not in FINISHES:
