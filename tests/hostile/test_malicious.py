@@ -101,11 +101,7 @@ async def test_a_lie_that_only_some_can_see_is_never_blamed_on_whoever_passed_it
     assert not first.told("banned", peer_id=(await second.wait("ready"))["peer_id"])
 
 
-async def test_the_demo_shows_a_stranger_who_is_refused(
-    full: bool,  # noqa: FBT001 - a fixture
-) -> None:
-    if not full:
-        pytest.skip("the demo's own pace: over a minute")
+async def test_the_demo_shows_a_stranger_who_is_refused() -> None:
     with trio.fail_after(400):
         done = await trio.run_process(
             [program("loremesh"), "demo", "--malicious", "--blocks", "4", "--executors", "2", "--json"],

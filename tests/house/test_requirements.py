@@ -8,7 +8,7 @@ from pathlib import Path
 
 LIBRARY = "packages/loremesh/src/loremesh"
 SPANS = {
-    "S0": [*range(1, 47), 48],
+    "S0": [*range(1, 49)],
     "U": [1, 2, 3, 5, 8, 9],
     "S1": [35, 60, 62, 66, 80],
     "S2": [*range(3, 9), 11, 12, 13, 31, 45, 46, 47, 49, 50, 51],

@@ -45,24 +45,41 @@ class Stranger:
             ServiceError: The stranger ended by itself.
         """
         began = self._victim.height
-        command = [sys.executable, "-m", _PROGRAM, self._victim.address, "--json"]
         self._show.stranger_comes()
         with trio.move_on_after(_LONGEST) as deadline:
-            async with trio.open_nursery() as nursery:
-                process = await nursery.start(_start, command)
-                await self._listen(process)
-                code = await process.wait()
-                nursery.cancel_scope.cancel()
-            if code:
-                raise ServiceError(f"the stranger ended with code {code}")
+            while True:
+                await self._victim.ready.wait()
+                life = self._victim.lives
+                try:
+                    await self._tell_all()
+                except ServiceError:
+                    if self._victim.has_lived_on(life):
+                        raise
+                else:
+                    if self._victim.has_lived_on(life):
+                        break
+                # Who was lied to was killed meanwhile: what it had refused by then is not known.
+                self._due.clear()
+                self._called.clear()
+                self._told = self._banned = 0
         if deadline.cancelled_caught:
             raise DeadlinePassed(f"the stranger was not done within {_LONGEST:.0f} s")
+        self._show.stranger_is_done(self._told, self._banned, began, self._victim.height)
+
+    async def _tell_all(self) -> None:
+        command = [sys.executable, "-m", _PROGRAM, self._victim.address, "--json"]
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(_start, command)
+            await self._listen(process)
+            code = await process.wait()
+            nursery.cancel_scope.cancel()
+        if code:
+            raise ServiceError(f"the stranger ended with code {code}")
         with trio.move_on_after(_LAST_REFUSAL):
             while self._missing():
                 await self._news.wait()
         if missing := self._missing():
             raise DeadlinePassed(f"{len(missing)} kinds of lies were not refused: {', '.join(missing)}")
-        self._show.stranger_is_done(self._told, self._banned, began, self._victim.height)
 
     async def _listen(self, process: trio.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - opened with a pipe

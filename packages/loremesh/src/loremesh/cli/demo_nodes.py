@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,11 @@ from loremesh.storage.keys import read_key
 
 logger = logging.getLogger("loremesh.demo")
 
+_ANY: Final = "/ip4/127.0.0.1/tcp/0"
 _LOG: Final = "log.txt"
 _STOP: Final = 4.0
+_MOST_LIVES: Final = 20
+_ENDED_FROM_OUTSIDE: Final = frozenset({0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL})
 
 
 @dataclass(slots=True)
@@ -31,8 +34,12 @@ class DemoNode:
 
     name: str
     directory: Path
-    process: trio.Process
+    command: list[str]
+    """Its program and what it is always started with."""
     peer_id: str
+    process: trio.Process
+    lives: int = 1
+    """How often it was started."""
     address: str = ""
     height: int = 0
     head: str = ""
@@ -44,6 +51,27 @@ class DemoNode:
         """Tell the node, as an operator would, to have nothing to do with `others`."""
         (self.directory / DENY_FILE).write_text("".join(f"{node.peer_id} # {node.name}\n" for node in others))
         self.process.send_signal(signal.SIGHUP)
+
+    def has_lived_on(self, life: int) -> bool:
+        """Tell whether it still runs since it was started for the `life`th time."""
+        return self.lives == life and self.process.returncode is None
+
+    async def start_again(self, others: Iterable["DemoNode"]) -> None:
+        """Start it where it was, after somebody ended it; it carries on from its data directory.
+
+        Raises:
+            ServiceError: It cannot be started, or it was ended too often.
+        """
+        if self.lives == _MOST_LIVES:
+            raise ServiceError(f"{self.name} was ended {_MOST_LIVES} times")
+        self.lives += 1
+        self.ready = trio.Event()
+        self.peers.clear()
+        known = [node.address for node in others if node.address]
+        where = self.address.partition("/p2p/")[0] or _ANY
+        self.process = await _open(self.command, self.directory, where, known)
+        if self.stopping:
+            self.process.terminate()
 
     def take(self, event: dict[str, Any]) -> None:
         """Keep what an event says."""
@@ -70,23 +98,39 @@ def program(name: str) -> str:
 
 
 @asynccontextmanager
-async def demo_node(name: str, directory: Path, command: list[str]) -> AsyncIterator[DemoNode]:
+async def demo_node(name: str, directory: Path, command: list[str], *known: str) -> AsyncIterator[DemoNode]:
     """Run a node program for as long as the block lasts; its log goes to a file in `directory`.
+
+    Args:
+        name: For people.
+        directory: Its data directory, with its key in it.
+        command: The program, and what it is always started with.
+        known: Addresses of others.
 
     Raises:
         ServiceError: It cannot be started.
     """
-    with (directory / _LOG).open("wb") as log:
-        arguments = [*command, "--data-dir", str(directory), "--key-file", str(directory / "key"), "--json"]
+    peer_id = peer_id_text(read_key(directory / "key").peer_id)
+    process = await _open(command, directory, _ANY, known)
+    node = DemoNode(name, directory, command, peer_id, process)
+    try:
+        yield node
+    finally:
+        await _stop(node.process)
+
+
+async def _open(command: list[str], directory: Path, where: str, known: Sequence[str]) -> trio.Process:
+    files = ["--data-dir", str(directory), "--key-file", str(directory / "key")]
+    bootstrap = ["--bootstrap-nodes", ",".join(known)] if known else []
+    with (directory / _LOG).open("ab") as log:
         try:
-            process = await trio.lowlevel.open_process(arguments, stdout=subprocess.PIPE, stderr=log)
+            return await trio.lowlevel.open_process(
+                [*command, *files, "--listen-address", where, *bootstrap, "--json"],
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         except OSError as error:
             raise ServiceError(f"{command[0]} cannot be started: {error}") from error
-        peer_id = peer_id_text(read_key(directory / "key").peer_id)
-        try:
-            yield DemoNode(name, directory, process, peer_id)
-        finally:
-            await _stop(process)
 
 
 async def _stop(process: trio.Process) -> None:
@@ -101,10 +145,10 @@ async def _stop(process: trio.Process) -> None:
 
 
 async def events_of(node: DemoNode) -> AsyncIterator[dict[str, Any]]:
-    """Give what a node says, until it ends.
+    """Give what a node says, until somebody ends it.
 
     Raises:
-        ServiceError: It ended by itself; the message has the last line of its log.
+        ServiceError: It failed by itself; the message has the last line of its log.
     """
     assert node.process.stdout is not None  # noqa: S101 - opened with a pipe
     unread = b""
@@ -114,8 +158,9 @@ async def events_of(node: DemoNode) -> AsyncIterator[dict[str, Any]]:
             event = json.loads(line)
             node.take(event)
             yield event
+    await node.process.stdout.aclose()
     code = await node.process.wait()
-    if node.stopping:
+    if node.stopping or code in _ENDED_FROM_OUTSIDE:
         return
     lines = (node.directory / _LOG).read_bytes().splitlines() or [b"it said nothing"]
     raise ServiceError(f"{node.name} ended with code {code}: {lines[-1].decode(errors='replace')}")

@@ -64,14 +64,11 @@ async def play(blocks: int, executors: int, malicious: bool, as_json: bool) -> N
         await course.meet()
         async with visit(_reader_settings(course.nodes)) as guest:
             nursery.start_soon(course.present, guest)
-            await course.run(blocks)
-            if malicious:
-                await course.be_lied_to()
+            await course.run(blocks, malicious)
             await course.stop_the_race()
-            bootstrap = ("--bootstrap-nodes", course.nodes[0].address)
             if not as_json:
-                show.quote("loremesh tree", await run_client("tree", *bootstrap))
-            canon = await run_client("canon", *bootstrap, *(["--json"] if as_json else []))
+                show.quote("loremesh tree", await course.ask("tree"))
+            canon = await course.ask("canon", *(["--json"] if as_json else []))
             show.finale(canon, course.nodes, directory)
             nursery.cancel_scope.cancel()
     if as_json:
@@ -99,20 +96,18 @@ async def _start_nodes(
     course.story = story_id(genesis)
     file = directory / "genesis.toml"
     file.write_text(genesis_to_toml(genesis), encoding="utf-8")
-    local = ["--genesis", str(file), "--listen-address", "/ip4/127.0.0.1/tcp/0"]
 
-    async def start(name: str, *command: str) -> DemoNode:
-        node = await stack.enter_async_context(demo_node(name, directory / name, [*command, *local]))
+    async def start(name: str, command: list[str], *known: str) -> None:
+        command = [*command, "--genesis", str(file)]
+        node = await stack.enter_async_context(demo_node(name, directory / name, command, *known))
         course.nodes.append(node)
         nursery.start_soon(course.listen, node)
-        return node
 
-    validator = await start(names[0], program("loremesh-validator"))
-    with _patience("the validator to listen", _START_TIMEOUT):
-        await validator.ready.wait()
+    await start(names[0], [program("loremesh-validator")])
+    await course.wait_ready()
     for name in names[1:]:
-        racing = ("--bootstrap-nodes", validator.address, "--latency", _LATENCY)
-        await start(name, program("loremesh-executor"), *racing)
+        racing = [program("loremesh-executor"), "--latency", _LATENCY]
+        await start(name, racing, course.nodes[0].address)
 
 
 def _reader_settings(nodes: list[DemoNode]) -> Settings:
@@ -151,20 +146,32 @@ class _Course:
         self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]]](_BACKLOG)
 
     async def listen(self, node: DemoNode) -> None:
-        """Take in what a node says, for as long as it runs."""
-        async for event in events_of(node):
-            if event["event"] == "head":
-                self._winners[event["height"]] = event["producer"]
-            if self._stranger is not None:
-                self._stranger.take(node, event)
-            await self._said.send((node, event))
-            self._news.set()
-            self._news = trio.Event()
+        """Take in what a node says; when somebody ends it who is not the demo, start it again."""
+        while True:
+            async for event in events_of(node):
+                if event["event"] == "head":
+                    self._winners[event["height"]] = event["producer"]
+                if self._stranger is not None:
+                    self._stranger.take(node, event)
+                await self._said.send((node, event))
+                self._ring()
+            if node.stopping:
+                return
+            self._show.killed(node)
+            await node.start_again(other for other in self.nodes if other is not node)
+            self._ring()
+
+    def _ring(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
     async def present(self, guest: Visit) -> None:
         """Show what the nodes say; the text of a block is read from the node that told of it, as any client would."""
         async for node, event in self._to_present:
             text = ""
+            if event["event"] == "ready" and node.lives > 1:
+                with suppress(ServiceError):  # it may have been ended again
+                    await guest.network.connect(node.address)
             if self._show.wants_text(event):
                 name = Hash(bytes.fromhex(event["hash"]))
                 with suppress(ServiceError):  # the node is busy: the paragraph stands in the canon at the end
@@ -174,9 +181,7 @@ class _Course:
 
     async def meet(self) -> None:
         """Wait until all nodes are ready and know each other."""
-        await self._wait(
-            "all nodes to be ready", lambda: all(node.ready.is_set() for node in self.nodes), _START_TIMEOUT
-        )
+        await self.wait_ready()
         everybody = len(self.nodes) - 1
         await self._wait(
             "the nodes to find each other",
@@ -185,28 +190,54 @@ class _Course:
         )
         self._show.network_stands(self.nodes)
 
-    async def run(self, blocks: int) -> None:
-        """Let the story grow, fork, heal, take up a suggestion, and come to its end."""
+    async def wait_ready(self) -> None:
+        """Wait until all nodes there are listen."""
+        await self._wait("the nodes to listen", lambda: all(node.ready.is_set() for node in self.nodes), _START_TIMEOUT)
+
+    async def ask(self, *arguments: str) -> str:
+        """Run a client command against the nodes; give what it printed.
+
+        Raises:
+            ServiceError: It failed, and nobody had killed the validator meanwhile.
+        """
+        addresses = ",".join(node.address for node in self.nodes)
+        validator = self.nodes[0]
+        while True:
+            life = validator.lives
+            try:
+                return await run_client(*arguments, "--bootstrap-nodes", addresses)
+            except ServiceError:
+                if validator.has_lived_on(life):
+                    raise
+            await self._wait("the validator to listen", lambda: validator.ready.is_set(), _START_TIMEOUT)  # noqa: PLW0108 - each life has an event of its own
+
+    async def run(self, blocks: int, malicious: bool) -> None:  # noqa: FBT001 - as the user gives it
+        """Let the story grow, fork, heal, take up a suggestion, hear a stranger's lies, and come to its end."""
         await self._grow_to(min(_CUT_AT, blocks))
         if blocks > _CUT_AT:
-            bootstrap = ("--bootstrap-nodes", self.nodes[0].address)
-            await run_client("suggest", _SUGGESTION, "--no-wait", *bootstrap, *self._own_folder())
+            await self.ask("suggest", _SUGGESTION, "--no-wait", *self._own_folder())
             self._show.suggested(_SUGGESTION)
             await self._fork()
             await self._heal()
+        if malicious:
+            await self._be_lied_to()
         await self._grow_to(blocks)
         wanted = min(_WINNERS, len(self.nodes) - 1)
         await self._wait(
             f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
         )
         await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+        if self._stranger is not None:
+            self._check_no_lie()
 
-    async def be_lied_to(self) -> None:
+    async def _be_lied_to(self) -> None:
         """Let a stranger lie to the validator while the others race; nothing of it may come into the story."""
         self._stranger = Stranger(self.nodes[0], self._show)
         await self._stranger.lie()
         await self._grow_to(max(node.height for node in self.nodes) + 1)
-        await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
+
+    def _check_no_lie(self) -> None:
+        assert self._stranger is not None  # noqa: S101 - asked before
         if self._stranger.names & self._canon_winners():
             raise ServiceError("a block of the stranger is in the canon")
         self._show.unmoved(self.nodes)

@@ -51,6 +51,9 @@ class Show:
         elif event["event"] == "head" and event["hash"] not in self._shown:
             self._shown.add(event["hash"])
             self._show_block(event, nodes, text)
+        elif event["event"] == "state" and event["height"]:
+            now = "is the tracker of the next round" if event["state"] == "tracker" else "is a peer again"
+            self._line(f"{node.name} {now}", "dim")
         elif event["event"] == "head" and event["reorg_depth"]:
             self._line(f"{node.name} gives up {event['reorg_depth']} of its blocks for the better branch", "yellow")
 
@@ -81,6 +84,10 @@ class Show:
     def healed(self, nodes: list[DemoNode]) -> None:
         """Say that there is one story again."""
         self._line(f"healed: all {len(nodes)} nodes have head {nodes[0].head[:8]}", "bold green")
+
+    def killed(self, node: DemoNode) -> None:
+        """Say that somebody ended a node."""
+        self._line(f"{node.name} was killed, and starts again; the others go on with the story", "bold yellow")
 
     def stranger_comes(self) -> None:
         """Say that somebody comes who means no good."""

@@ -56,8 +56,9 @@ def find_nonce(genesis: Genesis, parent: Parent, producer: Identity, start: int 
     return find(prefix, target_after(genesis, parent.link), start)
 
 
+@lru_cache(maxsize=256)
 def find(prefix: bytes, target: Target, start: int = 0) -> int:
-    """Give the first nonce from `start` that meets a target, however long that takes."""
+    """Give the first nonce from `start` that meets a target, however long that takes; work is done once."""
     while (nonce := search(prefix, target, start, 1000)) is None:
         start += 1000
     return nonce

@@ -115,8 +115,10 @@ class Malice:
         for source in (_bad_blocks, _bad_bytes_and_messages):
             for teller in ("bob", "dan", "cat"):
                 await self._tell_all(source, teller)
-        for answer in BAD_ANSWERS:
-            await self._answer_badly(answer)
+        scene = await trio.to_thread.run_sync(set_scene, self.genesis, self.cast)
+        async with trio.open_nursery() as nursery:
+            for answer in BAD_ANSWERS:  # all at once: each waits to be asked, under a name of its own
+                nursery.start_soon(self._answer_badly, answer, scene)
         self.say({"event": "done", "sent": self.sent, "names": self.names, "shut_out": self.shut_out})
 
     async def _tell_all(self, source: "Source", teller: str) -> None:
@@ -164,10 +166,9 @@ class Malice:
         self.shut_out += 1
         self.say({"event": "shut_out", "as": peer_id_text(identity.peer_id), "came_back": came_back})
 
-    async def _answer_badly(self, answer: BadAnswer) -> None:
+    async def _answer_badly(self, answer: BadAnswer, scene: Scene) -> None:
         """Wait to be asked, and answer with a lie, once."""
         identity = new_identity()
-        scene = await trio.to_thread.run_sync(set_scene, self.genesis, self.cast)
         asked = trio.Event()
         async with self._visit(identity) as (network, victim):
             liar = Liar(identity, victim, scene, wall_clock())
