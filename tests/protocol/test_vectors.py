@@ -10,13 +10,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import pytest
 
-from loremesh.errors import Fault, InvalidBlock, InvalidGenesis, InvalidKey, InvalidMessage, ProtocolError
+from loremesh.backends.tokens import load_counter
+from loremesh.errors import (
+    Fault,
+    InvalidBlock,
+    InvalidGenesis,
+    InvalidKey,
+    InvalidMessage,
+    Mismatch,
+    ProtocolError,
+)
 from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, Target
 from loremesh.protocol.block import Block, Content, header_hash
+from loremesh.protocol.cards import SignedCard, card_digest, check_capability_card
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.content.paragraph import check_paragraph, fold_paragraph
 from loremesh.protocol.fork_choice import Change, Store, new_store, on_block, on_tick
@@ -29,11 +39,34 @@ from loremesh.protocol.identity import (
     peer_id_text,
     verify,
 )
+from loremesh.protocol.llm import (
+    ChatMessage,
+    LlmRequest,
+    SignedRequest,
+    Transcript,
+    check_request,
+    progress_digest,
+    prompt_digest,
+    request_digest,
+    sign_serving,
+)
 from loremesh.protocol.merkle import MerkleMap, list_root
+from loremesh.protocol.metering import amount_of
+from loremesh.protocol.receipts import (
+    Evidence,
+    PartialReceipt,
+    Receipt,
+    SignedReceipt,
+    check_evidence,
+    check_receipt,
+    receipt_digest,
+)
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
 from loremesh.protocol.tracker import open_office, order_of_candidates
 from loremesh.protocol.transaction import Transaction
+from loremesh.protocol.typed_data import Domain
+from loremesh.protocol.vouchers import SignedVoucher, Voucher, check_voucher, next_voucher, voucher_digest, voucher_of
 from loremesh.protocol.work import meets, next_target, scale, search_prefix, target_of, work_of
 from loremesh.testing.builders import small_genesis
 from loremesh.testing.vectors.codec import TYPES
@@ -45,6 +78,7 @@ from loremesh.testing.vectors.tracker import after, send_view
 VECTORS = Path(__file__).parent.parent / "vectors"
 FILES = sorted(path.name for path in VECTORS.iterdir())
 Case = dict[str, Any]
+T = TypeVar("T")
 
 
 def family(name: str) -> list[Case]:
@@ -108,6 +142,7 @@ def test_every_fault_of_a_block_or_an_encoding_has_a_vector() -> None:
         Fault.UNEXPECTED,
         Fault.TOO_SLOW,
         Fault.NOT_AS_ASKED,
+        Fault.REPLAYED,
     }
     assert {fault for fault in Fault if f'"fault": "{fault}"' not in text} <= elsewhere
 
@@ -328,3 +363,104 @@ def test_paragraph_check(case: Case) -> None:
 @each("paragraph", "fold")
 def test_paragraph_fold(case: Case) -> None:
     assert fold_paragraph(case["text"], case["max_words"]) == case["folded"]
+
+
+@each("llm", "request")
+def test_llm_request(case: Case) -> None:
+    signed = decode(SignedRequest, bytes.fromhex(case["hex"]))
+    assert request_digest(signed.request).hex() == case["digest"]
+    executor, client = (PeerId(bytes.fromhex(case[side])) for side in ("executor", "client"))
+    assert fault_of(lambda: check_request(signed, executor, client, Millis(case["now"]))) == case["fault"]
+
+
+@each("llm", "progress")
+def test_llm_progress(case: Case) -> None:
+    executor = Identity.from_str(case["key"])
+    transcript = Transcript(as_hash(case["request"]), case["price"])
+    for piece in case["pieces"]:
+        delta = transcript.add(executor, piece["text"])
+        assert delta.signature.hex() == piece["signature"]
+        assert (transcript.progress.size, transcript.progress.digest.hex()) == (piece["size"], piece["hash"])
+        assert progress_digest(transcript.progress).hex() == piece["digest"]
+
+
+@each("llm", "prompt")
+def test_llm_prompt(case: Case) -> None:
+    assert prompt_digest(tuple(ChatMessage(*message) for message in case["messages"])).hex() == case["digest"]
+
+
+@each("llm", "serving")
+def test_llm_serving(case: Case) -> None:
+    request = decode(LlmRequest, bytes.fromhex(case["request"]))
+    assert request.fold_words == case["words"]
+    served = sign_serving(Identity.from_str(case["key"]), request, case["answer"])
+    assert (encode(served).hex() if served else None) == case["hex"]
+
+
+@each("llm", "tokens")
+def test_llm_tokens(case: Case) -> None:
+    assert load_counter()(case["unit"] * case["times"]) == case["tokens"]
+
+
+@each("llm", "amount")
+def test_llm_amount(case: Case) -> None:
+    assert amount_of(case["tokens"], case["price"]) == case["amount"]
+
+
+@each("llm", "card")
+def test_llm_card(case: Case) -> None:
+    signed = decode(SignedCard, bytes.fromhex(case["hex"]))
+    assert card_digest(signed.card).hex() == case["digest"]
+    assert fault_of(lambda: check_capability_card(signed, Millis(case["now"]))) == case["fault"]
+
+
+def check_typed_data(case: Case, cls: type[T], digest_of: Callable[[T, Domain], Hash]) -> None:
+    types = get_type_hints(cls)
+    told = {
+        name: bytes.fromhex(value) if isinstance(value, str) and types[name] is not str else value
+        for name, value in case["value"].items()
+    }
+    domain = Domain(case["domain"][0], bytes.fromhex(case["domain"][1]))
+    found = digest_of(cls(**told), domain)
+    assert found.hex() == case["digest"]
+    assert Identity.from_str(case["key"]).sign(found).hex() == case["signature"]
+
+
+@each("receipts", "receipt")
+def test_receipts_receipt(case: Case) -> None:
+    check_typed_data(case, Receipt, receipt_digest)
+
+
+@each("receipts", "voucher")
+def test_receipts_voucher(case: Case) -> None:
+    check_typed_data(case, Voucher, voucher_digest)
+
+
+def result_of(attempt: Callable[[], object]) -> Case:
+    try:
+        attempt()
+    except Mismatch as error:
+        return {"fault": str(error.fault), "field": error.field}
+    except ProtocolError as error:
+        return {"fault": str(error.fault), "field": None}
+    return {"fault": None, "field": None}
+
+
+@each("receipts", "evidence")
+def test_receipts_evidence(case: Case) -> None:
+    kinds: dict[str, type[Evidence]] = {"SignedReceipt": SignedReceipt, "PartialReceipt": PartialReceipt}
+    evidence = decode(kinds[case["type"]], bytes.fromhex(case["hex"]))
+    request = decode(LlmRequest, bytes.fromhex(case["request"]))
+    assert result_of(lambda: check_evidence(evidence)) == case["alone"]
+    assert result_of(lambda: check_receipt(evidence, request, case["answer"], load_counter())) == case["recounted"]
+
+
+@each("receipts", "next voucher")
+def test_receipts_next_voucher(case: Case) -> None:
+    before = voucher_of(decode(Receipt, bytes.fromhex(data)) for data in case["before"])
+    receipt = decode(Receipt, bytes.fromhex(case["receipt"]))
+    signed = decode(SignedVoucher, bytes.fromhex(case["hex"]))
+    assert before is not None
+    assert [before.head.hex(), next_voucher(before, receipt).head.hex()] == case["heads"]
+    found = result_of(lambda: check_voucher(signed, before, receipt))
+    assert found == {"fault": case["fault"], "field": case["field"]}

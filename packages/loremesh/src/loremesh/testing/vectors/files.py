@@ -3,7 +3,19 @@
 import json
 from collections.abc import Callable
 
-from loremesh.testing.vectors import block, codec, fork_choice, genesis, identity, paragraph, state, tracker, work
+from loremesh.testing.vectors import (
+    block,
+    codec,
+    fork_choice,
+    genesis,
+    identity,
+    llm,
+    paragraph,
+    receipts,
+    state,
+    tracker,
+    work,
+)
 from loremesh.testing.vectors.plain import Case
 
 _FAMILIES: dict[str, tuple[str | None, Callable[[], list[Case]]]] = {
@@ -16,6 +28,8 @@ _FAMILIES: dict[str, tuple[str | None, Callable[[], list[Case]]]] = {
     "tracker": (tracker.__doc__, tracker.cases),
     "block": (block.__doc__, block.cases),
     "paragraph": (paragraph.__doc__, paragraph.cases),
+    "llm": (llm.__doc__, llm.cases),
+    "receipts": (receipts.__doc__, receipts.cases),
 }
 
 
