@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from loremesh.errors import Fault
+from loremesh.errors import ErrorKind, Fault
 from loremesh.primitives import Hash
-from loremesh.protocol import codec, fork_choice, mempool, state, transaction, wire
+from loremesh.protocol import (
+    cards,
+    codec,
+    fork_choice,
+    llm,
+    mempool,
+    receipts,
+    state,
+    transaction,
+    vouchers,
+    wire,
+)
 from loremesh.protocol.codec import limit_of
 from loremesh.protocol.genesis import genesis_from_toml
-from loremesh.protocol.identity import Identity, evm_address_text, peer_id_text
+from loremesh.protocol.identity import Identity, evm_address_text, keccak256, peer_id_text
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "protocol"
 TEXT = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
@@ -21,6 +32,7 @@ TYPES = [
     for cls in codec._schemas
     if cls.__module__.startswith("loremesh.protocol.") and not cls.__name__.startswith("_")
 ]
+OF_CALLS = {"llm", "cards", "receipts", "vouchers", "typed_data"}
 OF_CONVERSATIONS = {Fault.FRAME_TOO_LONG, Fault.UNFINISHED, Fault.UNEXPECTED, Fault.TOO_SLOW}
 
 
@@ -45,6 +57,28 @@ def test_the_page_of_messages_gives_each_payloads_limit(cls: type) -> None:
     limit = limit_of(cls)
     shown = f"{limit} B" if limit < 1024 else f"{limit // 1024} KiB"
     assert f"| `{cls.__name__}` | {shown} |" in TEXT["wire.md"]
+
+
+@pytest.mark.parametrize("cls", [cls for cls in TYPES if cls.__module__.removeprefix("loremesh.protocol.") in OF_CALLS])
+def test_the_page_of_calls_gives_each_payloads_limit_and_its_fields_in_order(cls: type) -> None:
+    limit = limit_of(cls)
+    shown = f"{limit} B" if limit < 1024 else f"{limit // 1024} KiB"
+    (row,) = re.findall(rf"\| `{cls.__name__}` \| {shown} \| (.*) \|\n", TEXT["llm.md"])
+    fields = [field.name for field in dataclasses.fields(cls)]
+    assert [name for name in re.findall(r"`([a-z_]+)`", row) if name in fields] == fields
+
+
+def test_the_page_of_calls_gives_the_bounds_and_types_that_the_rules_have() -> None:
+    text = TEXT["llm.md"]
+    assert f"more than {cards.CARD_LIFE // 1000} s after" in text
+    assert f"`time > now + {llm.CLOCK_SKEW // 1000} s`" in text
+    assert f"more than {llm.LONGEST_CALL // 60_000} minutes after" in text
+    assert f"more than {llm.MAX_CONTENT_BYTES // 1024} KiB together" in text
+    assert f"of more than {llm.MAX_ANSWER_BYTES // 1024} KiB" in text
+    assert all(f"`{kind}`" in text for kind in ErrorKind)
+    flat = re.sub(r",\n +", ",", text)
+    for struct in (receipts._RECEIPT, vouchers._VOUCHER):
+        assert any(keccak256(line.strip().encode()) == struct.type_hash for line in flat.splitlines())
 
 
 def test_the_pages_link_only_to_pages_that_exist() -> None:

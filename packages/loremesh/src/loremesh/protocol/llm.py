@@ -147,7 +147,7 @@ class Progress:
     """As accepted."""
 
 
-@schema(version=1, limit=MAX_DELTA_BYTES + 256)
+@schema(version=1, limit=65 * KIB)
 @dataclass(frozen=True, slots=True)
 class Delta:
     """One piece of the answer, and the executor's signature of the progress that it makes."""
@@ -172,7 +172,7 @@ class Serving:
     """SHA-256 of the answer, folded as the request asked, in UTF-8."""
 
 
-@schema(version=1, limit=KIB + 128)
+@schema(version=1, limit=2 * KIB)
 @dataclass(frozen=True, slots=True)
 class SignedServing:
     """A serving statement and its executor's signature."""

@@ -82,7 +82,7 @@ class Receipt:
         return self.prompt_tokens + self.completion_tokens
 
 
-@schema(version=1, limit=KIB + 128)
+@schema(version=1, limit=2 * KIB)
 @dataclass(frozen=True, slots=True)
 class SignedReceipt:
     """A receipt and its executor's signature."""
@@ -91,7 +91,7 @@ class SignedReceipt:
     signature: SignatureField
 
 
-@schema(version=1, limit=KIB + 512)
+@schema(version=1, limit=2 * KIB)
 @dataclass(frozen=True, slots=True)
 class PartialReceipt:
     """A receipt that its client made, of an answer that broke off, and what the executor had signed of that."""
