@@ -19,7 +19,7 @@ import psutil
 
 from harness import BenchError, Row, Spread
 
-BENCHES: Final = ("codec", "validation", "builtin", "connect", "help", "canon", "demo", "idle")
+BENCHES: Final = ("codec", "validation", "builtin", "connect", "help", "canon", "demo", "idle", "storage", "burst")
 
 
 class Bench(Protocol):

@@ -97,6 +97,21 @@ def check_header_alone(genesis: Genesis, story: StoryId, signed: SignedHeader) -
 
 
 def _check_header(genesis: Genesis, story: StoryId, header: Header, signature: Signature) -> Hash:
+    name = check_work(genesis, story, header)
+    try:
+        check_peer_id(header.producer)
+        verify(signature, name, header.producer)
+    except ProtocolError as error:
+        raise InvalidBlock(error.fault, name, error.detail) from error
+    return name
+
+
+def check_work(genesis: Genesis, story: StoryId, header: Header) -> Hash:
+    """Check that a header belongs to `story` and has done the work that it claims; give its hash.
+
+    Raises:
+        InvalidBlock: WRONG_STORY, WRONG_TARGET or WORK_NOT_MET.
+    """
     name = header_hash(header)
     if header.story != story:
         raise InvalidBlock(Fault.WRONG_STORY, name)
@@ -104,11 +119,6 @@ def _check_header(genesis: Genesis, story: StoryId, header: Header, signature: S
         raise InvalidBlock(Fault.WRONG_TARGET, name, "outside the story's bounds")
     if not meets(search_prefix(story, header.parent, header.producer), header.nonce, header.target):
         raise InvalidBlock(Fault.WORK_NOT_MET, name)
-    try:
-        check_peer_id(header.producer)
-        verify(signature, name, header.producer)
-    except ProtocolError as error:
-        raise InvalidBlock(error.fault, name, error.detail) from error
     return name
 
 
