@@ -1,11 +1,13 @@
 """Download: fetches the bodies of checked headers from several peers at once, and hands them to the chain in order.
 
 A peer that lies, withholds or is slow costs its batch: the batch moves to another peer, and whoever failed is asked no
-more. Blocks are durable as they come, so a download that is cut short is resumed from where it was.
+more. Whoever is slow is not waited for: a second peer is asked as well, and the first valid answer counts. Blocks are
+durable as they come, so a download that is cut short is resumed from where it was.
 
 Source: docs/protocol/sync.md.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -15,6 +17,7 @@ import trio
 from loremesh.errors import ProtocolError, ServiceError
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block, header_hash
+from loremesh.services.hedging import Failure, patience
 
 BATCH: Final = 64
 MOST_SOURCES: Final = 4
@@ -25,10 +28,6 @@ _AHEAD: Final = 8
 """Batches fetched or under way beyond the first that is not in yet; they wait in memory."""
 _QUEUE: Final = 32
 """Batches known by name, the above included."""
-_SLOW: Final = 3.0
-"""Seconds after which the first batch that is not in yet is asked of another peer as well."""
-
-Failure = ProtocolError | ServiceError
 Fetch = Callable[[PeerId, Sequence[Hash], list[Block]], Awaitable[None]]
 """Puts those blocks that a peer has into a list, in the order asked, or raises a Failure with some of them in it."""
 
@@ -41,12 +40,20 @@ class Chain(Protocol):
 
 
 @dataclass(slots=True)
+class _Request:
+    """A question under way: since when, and how to give it up."""
+
+    since: float
+    scope: trio.CancelScope
+
+
+@dataclass(slots=True)
 class _Batch:
     """Blocks of one request, and who has been asked for them."""
 
     names: tuple[Hash, ...]
-    asked: dict[PeerId, float]
-    """Whoever is being asked, and since when."""
+    asked: dict[PeerId, _Request]
+    """Whoever is being asked."""
     blocks: list[Block] | None = None
     giver: PeerId | None = None
 
@@ -73,6 +80,8 @@ class Download:
         self._nursery: trio.Nursery | None = None
         self._batches: list[_Batch] = []
         self._finished = False
+        self._usual = 0.0
+        """Seconds that a batch takes: of the last ones, the latest for half."""
         self._changed = trio.Event()
 
     async def run(self) -> bool:
@@ -146,7 +155,15 @@ class Download:
                 self._drop(giver, None)
             else:
                 del self._batches[0]
+                self._give_up_on(batch.asked)
         self._ring()
+
+    def _give_up_on(self, asked: dict[PeerId, _Request]) -> None:
+        """End what a valid answer has made idle; whoever took much longer than others do gets no more to do."""
+        for peer, request in asked.items():
+            request.scope.cancel()
+            if trio.current_time() - request.since >= patience(self._usual):
+                self._drop(peer, None)
 
     def _drop(self, peer: PeerId, failure: Failure | None) -> None:
         """Ask a peer no more."""
@@ -160,14 +177,15 @@ class Download:
         while peer in self._sources:
             batch = self._choose(peer)
             if batch is None:
-                with trio.move_on_after(_SLOW):
+                with trio.move_on_at(self._next_hedge(peer)):
                     await self._changed.wait()
                 continue
-            batch.asked[peer] = trio.current_time()
+            batch.asked[peer] = request = _Request(trio.current_time(), trio.CancelScope())
             blocks: list[Block] = []
             failure: Failure | None = None
             try:
-                await self._fetch(peer, batch.names, blocks)
+                with request.scope:
+                    await self._fetch(peer, batch.names, blocks)
             except ProtocolError as error:
                 self._drop(peer, error)
                 return
@@ -175,6 +193,11 @@ class Download:
                 failure = error
             finally:
                 del batch.asked[peer]
+            if request.scope.cancelled_caught:
+                continue
+            if blocks and failure is None:
+                took = trio.current_time() - request.since
+                self._usual = (self._usual + took) / 2 if self._usual else took
             if blocks and batch.blocks is None and peer in self._sources:  # else another was quicker, or it has lied
                 batch.blocks, batch.giver = blocks, peer
                 self._ring()
@@ -186,8 +209,12 @@ class Download:
         for batch in window:
             if not batch.asked:
                 return batch
-        if window and peer not in window[0].asked:
-            since = min(window[0].asked.values())
-            if trio.current_time() - since >= _SLOW:
-                return window[0]
-        return None
+        return window[0] if trio.current_time() >= self._next_hedge(peer) else None
+
+    def _next_hedge(self, peer: PeerId) -> float:
+        """Tell when a peer is asked for the first missing batch as well, which another one takes long to give."""
+        batch = next((batch for batch in self._batches[:_AHEAD] if batch.blocks is None), None)
+        if batch is None or peer in batch.asked or len(batch.asked) != 1:
+            return math.inf
+        [request] = batch.asked.values()
+        return request.since + patience(self._usual)

@@ -41,8 +41,9 @@ from loremesh.protocol.wire import (
     seal,
 )
 from loremesh.services.chain import Penalize
-from loremesh.services.download import BATCH, MOST_SOURCES, Download, Failure
+from loremesh.services.download import BATCH, MOST_SOURCES, Download
 from loremesh.services.happenings import Clock
+from loremesh.services.hedging import Failure, first_answer
 
 T = TypeVar("T")
 logger = logging.getLogger("loremesh.sync")
@@ -179,6 +180,8 @@ class Pull:
     chain: Chain
     peer: PeerId
     others: tuple[PeerId, ...] = ()
+    usual: float = 0.0
+    """Seconds that an answer takes, as far as is known."""
     came: int = 0
     failed: dict[PeerId, Failure] = field(default_factory=dict)
     """Who broke which rule, or was slow or gone."""
@@ -188,6 +191,8 @@ class Pull:
 
     def join(self, other: PeerId) -> None:
         """Let one peer more help, from now on."""
+        if other not in (self.peer, *self.others):
+            self.others += (other,)
         if self._download is not None:
             self._download.add_source(other)
 
@@ -217,27 +222,36 @@ class Pull:
     async def _name_missing(self, tip: Hash, download: Download) -> None:
         """Tell the download what to fetch: headers towards `tip`, each answer beginning where the last ended."""
         reached: Link | None = None
-        try:
-            while reached is None or reached.hash != tip:
-                # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
-                names, link = await self._next_headers(tip, reached)
-                if link is None or (reached is not None and link.height <= reached.height):
-                    break
-                reached = link
-                if names and not await download.add(names):
-                    break
-        except (ProtocolError, ServiceError) as error:
-            self.failed.setdefault(self.peer, error)
+        teller = self.peer
+        while reached is None or reached.hash != tip:
+            began = trio.current_time()
+            ask = partial(self._next_headers, tip, reached)
+            found = await first_answer(ask, teller, partial(self._other_than, teller), self.usual, self.failed)
+            if found is None:
+                break
+            teller, (names, reached) = found
+            self.usual = trio.current_time() - began
+            if names and not await download.add(names):
+                break
         download.finish()
 
-    async def _next_headers(self, tip: Hash, reached: Link | None) -> tuple[list[Hash], Link | None]:
+    def _other_than(self, teller: PeerId) -> PeerId | None:
+        able = (peer for peer in (self.peer, *self.others) if peer != teller and peer not in self.failed)
+        return next(able, None)
+
+    async def _next_headers(self, tip: Hash, reached: Link | None, peer: PeerId) -> tuple[list[Hash], Link] | None:
+        """Ask a peer for headers; None when they do not lead further, as those of a peer that lacks `tip`."""
         store = self.chain.store
         names = (*(() if reached is None else (reached.hash,)), *locator(store))
-        headers = await self.puller.headers(self.peer, HeadersRequest(store.story, names, (tip,), _HEADERS))
+        headers = await self.puller.headers(peer, HeadersRequest(store.story, names, (tip,), _HEADERS))
         try:
-            return await _check_headers(store, headers, reached)
+            lacking, link = await _check_headers(store, headers, reached)
         except InvalidBlock as error:  # no block came: this is about the answer, and about who gave it
             raise InvalidMessage(error.fault, error.detail) from error
+        # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
+        if link is None or (reached is not None and link.height <= reached.height):
+            return None
+        return lacking, link
 
 
 async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> int:
@@ -381,7 +395,9 @@ class SyncService:
         self.rounds += 1
         try:
             await self._fetch_parents(peer)
+            asked = trio.current_time()
             status = await self._puller.status(peer)
+            took = trio.current_time() - asked
         except (ProtocolError, ServiceError) as error:
             self._on_failure(peer, error)
             return
@@ -393,14 +409,14 @@ class SyncService:
             self._current.join(peer)
         if self._lacks_any_of(status):
             async with self._pulling:
-                await self._pull(peer, status)
+                await self._pull(peer, status, took)
 
     def _lacks_any_of(self, status: Status) -> bool:
         store = self._chain.store
         return any(tip not in store.entries and tip not in store.held for tip in (*status.head, *status.tips))
 
-    async def _pull(self, peer: PeerId, status: Status) -> None:
-        self._current = attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer))
+    async def _pull(self, peer: PeerId, status: Status, usual: float) -> None:
+        self._current = attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer), usual)
         await attempt.run(status)
         self._current = None
         self.pulled += attempt.came
