@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from durable import fsync_note
+from durable import Fsyncs
 from harness import BenchError, Row, Spread, at_least, at_most, spread
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import encode
@@ -40,18 +40,22 @@ def run() -> list[Row]:
         [block] = orchard.grow(tip, 1, ANN, text=paragraph_of(100, number))
         blocks.append(block)
         tip = name_of(block)
-    bursts = [trio.run(_ours, genesis, blocks) for _ in range(_ROUNDS)]
+    fsyncs, bursts = Fsyncs(), []
+    for _ in range(_ROUNDS):
+        fsyncs.sample()
+        bursts.append(trio.run(_ours, genesis, blocks))
     delivered, took = _stock([encode(block) for block in blocks])
     what = f"{_BLOCKS} blocks of 100 words at once to {_NODES} nodes"
     stock = "py-libp2p's gossip, its defaults"
     return [
-        Row(
-            f"{what}, until the last is durable everywhere",
-            "s",
-            spread([burst.seconds for burst in bursts], "s"),
-            goal=at_most(10),
-            rounds=_ROUNDS,
-            note=fsync_note(),
+        fsyncs.noted(
+            Row(
+                f"{what}, until the last is durable everywhere",
+                "s",
+                spread([burst.seconds for burst in bursts], "s"),
+                goal=at_most(10),
+                rounds=_ROUNDS,
+            )
         ),
         Row(
             f"{what}: delivered",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from durable import fsync_note, plain_database
+from durable import Fsyncs, plain_database
 from harness import Row, Samples, at_least, compare
 from loremesh.primitives import Hash, Height, StoryId
 from loremesh.protocol.codec import encode
@@ -29,18 +29,22 @@ def run() -> list[Row]:
     start = chain(100, 0, 1)[0].before
     genesis = encode(start.genesis)
     queues = _queues(start.story)
-    return [
-        compare(
-            f"commit a block of 1 KB, {_CALLERS} callers at once",
-            "µs",
-            lambda: trio.run(_share, start.story, genesis, queues),
-            against=f"plain SQLite, {_CALLERS} to a transaction",
-            peer=lambda: _plain(start.story, genesis, queues),
-            goal=at_least(0.7),
-            rounds=_ROUNDS,
-            note=fsync_note(),
-        )
-    ]
+    fsyncs = Fsyncs()
+
+    def plain() -> Samples:
+        fsyncs.sample()
+        return _plain(start.story, genesis, queues)
+
+    row = compare(
+        f"commit a block of 1 KB, {_CALLERS} callers at once",
+        "µs",
+        lambda: trio.run(_share, start.story, genesis, queues),
+        against=f"plain SQLite, {_CALLERS} to a transaction",
+        peer=plain,
+        goal=at_least(0.7),
+        rounds=_ROUNDS,
+    )
+    return [fsyncs.noted(row)]
 
 
 def _queues(story: Hash) -> list[list[StoredBlock]]:

@@ -6,29 +6,40 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import apsw
 
+from harness import Row
 from loremesh.primitives import StoryId
 from loremesh.storage.migrations import migrate
 from loremesh.storage.writes import StoredBlock
 
-_WRITES: Final = 50
+_WRITES: Final = 5
 _BYTES: Final = 1024
 _INSERT: Final = "insert into block (hash, parent, height, data) values (?, ?, ?, ?)"
 
 
-def fsync_note() -> str:
-    """Append 1 KB and wait until it is durable, some times; say what the middle one of these took."""
-    with tempfile.TemporaryDirectory() as folder:
-        descriptor = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            taken = statistics.median(_append(descriptor) for _ in range(_WRITES))
-        finally:
-            os.close(descriptor)
-    return f"fsync p50 {taken * 1000:.2f} ms"
+class Fsyncs:
+    """What it costs, while a bench runs, to append 1 KB to a file and wait until that is durable."""
+
+    def __init__(self) -> None:
+        self._taken: list[float] = []
+
+    def sample(self) -> None:
+        """Do it a few times; call this once in every round."""
+        with tempfile.TemporaryDirectory() as folder:
+            descriptor = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                self._taken += [_append(descriptor) for _ in range(_WRITES)]
+            finally:
+                os.close(descriptor)
+
+    def noted(self, row: Row) -> Row:
+        """Say beside a row what the middle one took."""
+        return replace(row, note=f"fsync p50 {statistics.median(self._taken) * 1000:.2f} ms")
 
 
 def _append(descriptor: int) -> float:
