@@ -1,10 +1,12 @@
 """`upstream/muxing.py`: what one connection may cost, and frames that are whole."""
 
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
+import pytest
 import trio
 import trio.testing
 
@@ -17,7 +19,8 @@ from loremesh.testing.loopback import PATIENCE, wait_event
 
 from libp2p.network.stream.exceptions import StreamError  # isort: skip
 from libp2p.peer.id import ID  # isort: skip
-from libp2p.stream_muxer.exceptions import MuxedStreamError  # isort: skip
+from libp2p.stream_muxer.exceptions import MuxedStreamError, MuxedStreamReset  # isort: skip
+from libp2p.stream_muxer.yamux import yamux  # isort: skip
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream  # isort: skip
 from multiaddr import Multiaddr  # isort: skip
 
@@ -41,9 +44,11 @@ class Session:
     def __init__(self, pipe: trio.StapledStream[Any, Any], *, is_initiator: bool) -> None:
         self.is_initiator = is_initiator
         self.halfway: trio.Event | None = None
+        self.sent: list[bytes] = []
         self._pipe = pipe
 
     async def write(self, data: bytes) -> None:
+        self.sent.append(data)
         if self.halfway is not None:
             await self._pipe.send_all(data[:5])
             self.halfway.set()
@@ -147,6 +152,7 @@ async def test_what_nobody_reads_is_bounded_for_all_connections_together() -> No
             stream.send_window = 2**30
             with trio.move_on_after(PATIENCE), suppress(Exception):
                 await stream.write(bytes(3 * MIB))
+            await trio.testing.wait_all_tasks_blocked()  # the far end has read what there is
         with trio.move_on_after(PATIENCE):
             await ends[5][1].event_closed.wait()
         assert [far.event_closed.is_set() for _, far, _ in ends] == [False] * 5 + [True]
@@ -213,3 +219,82 @@ async def test_a_peer_that_floods_a_stream_loses_its_connection_and_others_are_s
     await wait_event(node, PeerDisconnected)
     await other.connect(node.addresses()[0], PATIENCE)
     assert await other.call(node.peer_id, "/loremesh/echo/1", b"served", PATIENCE) == b"served"
+
+
+async def read_in_two(new: NewYamux) -> list[int]:
+    """Read 150 messages of a kilobyte, each a byte and then the rest; give the sizes of the windows given back."""
+    async with muxed(new) as (near, far, session):
+        stream = await far.open_stream()
+        heard = await near.accept_stream()
+        session.sent.clear()
+        for _ in range(150):
+            await stream.write(bytes(1024))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(await heard.read(1)) == 1
+            assert len(await heard.read(1023)) == 1023
+        frames = [struct.unpack(yamux.YAMUX_HEADER_FORMAT, frame[:12]) for frame in session.sent]
+    return [size for _, kind, _, _, size in frames if kind == yamux.TYPE_WINDOW_UPDATE]
+
+
+async def test_a_window_is_given_back_by_halves() -> None:
+    [size] = await read_in_two(ours)
+    assert size >= yamux.DEFAULT_WINDOW_SIZE // 2
+
+
+async def test_canary_a_stock_stream_still_gives_its_window_back_in_crumbs() -> None:
+    assert len(await read_in_two(stock)) > 50, "upstream waits now: that of FluentStream can go"
+
+
+async def take_turns(turns: list[None]) -> None:
+    """Note each time that a task which is always ready gets its turn."""
+    while True:
+        await trio.lowlevel.checkpoint()
+        turns.append(None)
+
+
+async def turns_of_a_write(new: NewYamux) -> float:
+    """Tell how often another task gets its turn during a write."""
+    turns: list[None] = []
+    async with muxed(new) as (near, _, _), trio.open_nursery() as nursery:
+        stream = await near.open_stream()
+        nursery.start_soon(take_turns, turns)
+        for _ in range(100):
+            await stream.write(b"data")
+        nursery.cancel_scope.cancel()
+    return len(turns) / 100
+
+
+async def test_a_write_waits_for_nothing_but_the_socket() -> None:
+    assert await turns_of_a_write(ours) < 2
+
+
+async def test_canary_a_stock_write_still_lets_everybody_go_first_again_and_again() -> None:
+    assert await turns_of_a_write(stock) > 4, "upstream's writes are quick now: FluentStream.write can go"
+
+
+async def test_who_reads_many_small_pieces_lets_others_run() -> None:
+    turns: list[None] = []
+    async with muxed(ours) as (near, far, _), trio.open_nursery() as nursery:
+        stream = await near.open_stream()
+        heard = await far.accept_stream()
+        await stream.write(bytes(500))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(take_turns, turns)
+        for _ in range(500):
+            await heard.read(1)
+        nursery.cancel_scope.cancel()
+    assert len(turns) > 400
+
+
+async def test_what_came_before_a_reset_is_not_read_and_nothing_is_written_after_the_end() -> None:
+    async with muxed(ours) as (near, far, _):
+        stream = await near.open_stream()
+        heard = await far.accept_stream()
+        await stream.write(b"data")
+        await stream.reset()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(MuxedStreamReset):
+            await heard.read(4)
+        for end in (stream, heard):
+            with pytest.raises(MuxedStreamError):
+                await end.write(b"more")

@@ -196,6 +196,29 @@ def test_canary_stock_meshes_still_prune_what_they_then_tell_nothing() -> None:
     assert "flood" not in inspect.getsource(GossipSub.publish), "upstream floods now: Router._get_peers_to_send can go"
 
 
+async def test_a_message_goes_to_each_peer_as_it_is_and_says_nothing_of_us(node: Behaviour) -> None:
+    sent: list[tuple[ID, rpc_pb2.RPC]] = []
+    vars(node._router)["send_rpc"] = lambda peer_id, rpc: sent.append((peer_id, rpc))
+    node._pubsub.peer_topics[TOPIC] = {ID(b"one"), ID(b"two")}
+    await node.publish(TOPIC, b"data")
+    assert {peer_id for peer_id, _ in sent} == {ID(b"one"), ID(b"two")}
+    assert [[field.name for field, _ in rpc.ListFields()] for _, rpc in sent] == [["publish"]] * 2
+
+
+def test_canary_a_stock_message_still_carries_a_record_of_who_passes_it_on() -> None:
+    assert "senderRecord" in inspect.getsource(GossipSub.publish), "gone now: Router.publish can go"
+
+
+async def test_who_subscribes_later_is_told_what_was_just_said(node: Behaviour, start_node: StartNode) -> None:
+    other = await start_node()
+    await other.connect(node.addresses()[0], PATIENCE)
+    await wait_event(node, PeerConnected)
+    await node._pubsub.wait_for_peer(ID(other.peer_id), PATIENCE)
+    await node.publish(TOPIC, b"early")
+    await other.subscribe(TOPIC, anything)
+    assert (await wait_event(other, GossipReceived)).data == b"early"
+
+
 async def test_a_peer_that_prunes_us_cannot_make_us_dial(
     node: Behaviour, speaker: Speaker, start_node: StartNode
 ) -> None:

@@ -9,12 +9,21 @@ Symptom: it sleeps for a tenth of a second before it tells anybody that the conn
 from contextlib import suppress
 
 import trio
+from libp2p.abc import IMuxedStream
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
+
+from loremesh.network.locks import EagerLock
 
 
 class PromptConn(SwarmConn):
     """A connection that is over when it is closed."""
+
+    async def _add_stream(self, muxed_stream: IMuxedStream) -> NetStream:
+        stream = await super()._add_stream(muxed_stream)
+        stream._state_lock = EagerLock()  # type: ignore[assignment]  # noqa: SLF001 - entered, no more
+        return stream
 
     async def _cleanup(self) -> None:
         self.swarm.remove_conn(self)

@@ -48,7 +48,6 @@ class Router(GossipSub):
             adaptive_gossip_enabled=False,
             eclipse_protection_enabled=False,
             spam_protection_enabled=False,
-            max_pending_messages_per_peer=16,
         )
         self._is_gossiping = False
         mcache.default_msg_id_fn = message_id  # type: ignore[assignment]  # what the cache of recent messages asks
@@ -73,6 +72,18 @@ class Router(GossipSub):
         for topic, peers in list(self.back_off.items()):
             self.back_off[topic] = {peer: until for peer, until in peers.items() if until > now}
         self.recent_message_deliveries.clear()  # kept for the adaptive mode alone, and never emptied without it
+
+    async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
+        """Pass a message on, to each peer as it is: who wants our address asks with identify."""
+        assert self.pubsub is not None  # noqa: S101 - attached by its constructor
+        self.mcache.put(pubsub_msg)
+        rpc = rpc_pb2.RPC(publish=[pubsub_msg])
+        origin = ID(pubsub_msg.from_id)
+        for peer_id in self._get_peers_to_send(pubsub_msg.topicIDs, msg_forwarder, origin):
+            if self.scorer is None or self.scorer.allow_publish(peer_id, list(pubsub_msg.topicIDs)):
+                self.send_rpc(peer_id, rpc)
+        now = int(time.time())
+        self.time_since_last_publish.update(dict.fromkeys(pubsub_msg.topicIDs, now))
 
     async def handle_graft(self, graft_msg: rpc_pb2.ControlGraft, sender_peer_id: ID) -> None:
         """Take a peer into a topic's mesh, and tell it what it missed between subscribing and now."""

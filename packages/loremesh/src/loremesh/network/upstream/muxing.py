@@ -16,10 +16,13 @@ from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.peer.id import ID
+from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
+from loremesh.network.locks import EagerLock
+from loremesh.network.upstream.flow import FluentStream
 from loremesh.network.upstream.negotiating import EagerClient
 from loremesh.primitives import KIB, MIB
 
@@ -44,6 +47,7 @@ class BoundedYamux(Yamux):
         self, secured: ISecureConn, peer_id: ID, max_streams: int, all_of_node: "WeakSet[BoundedYamux] | None" = None
     ) -> None:
         super().__init__(secured, peer_id, is_initiator=secured.is_initiator)
+        self._write_lock = EagerLock()  # type: ignore[assignment]  # all that upstream does with it is to enter it
         self._max_streams = max_streams
         self._all_of_node: WeakSet[BoundedYamux] = WeakSet() if all_of_node is None else all_of_node
         self._all_of_node.add(self)
@@ -77,12 +81,20 @@ class BoundedYamux(Yamux):
         if on_close is not None:
             await on_close()
 
+    async def open_stream(self) -> YamuxStream:
+        """Open a stream."""
+        stream = await super().open_stream()
+        FluentStream.adopt(stream)
+        return stream
+
     async def accept_stream(self) -> IMuxedStream:
         """Give the next stream the other side opened; those over the limit are reset."""
         while True:
             stream = await super().accept_stream()
             theirs = sum(1 for known in self.streams.values() if not known.is_initiator)
             if theirs <= self._max_streams:
+                assert isinstance(stream, YamuxStream)  # noqa: S101 - for the type checker: there are no others
+                FluentStream.adopt(stream)
                 return stream
             _log.debug("peer %s holds %d streams open", self.peer_id, theirs)
             await stream.reset()
@@ -94,19 +106,22 @@ class BoundedYamux(Yamux):
             raise trio.TooSlowError(f"more than {_UNREAD_LIMIT} unread bytes")
         if held > _UNREAD_FREE and length + sum(one.unread for one in self._open_ones()) > _UNREAD_TOGETHER:
             raise trio.TooSlowError(f"more than {_UNREAD_TOGETHER} unread bytes on all connections")
+        session = self.secured_conn
+        if isinstance(session, SecureSession) and session.high_watermark - session.low_watermark >= length:
+            return await session.read(length)  # it is here: no need of a deadline
         return await super()._read_data_body(length)
 
     async def _write_frame(self, data: bytes) -> None:
         async with self._write_lock:
             if self.event_closed.is_set():
                 raise ConnectionClosedError("connection is closed")
-            with trio.CancelScope(shield=True), trio.move_on_after(_WRITE_DEADLINE) as deadline:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_DEADLINE) as deadline:
                 await self.secured_conn.write(data)
             if deadline.cancelled_caught:
                 self.event_shutting_down.set()
                 await self.secured_conn.close()
                 raise ConnectionClosedError("the other side takes nothing any more")
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def is_answering(self, within: float) -> bool:
         """Ask the other side for a sign of life, for at most `within` seconds."""

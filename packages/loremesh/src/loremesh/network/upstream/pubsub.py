@@ -29,9 +29,10 @@ from libp2p.pubsub.validators import signature_validator
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
-from loremesh.network.locks import KeyedLocks
+from loremesh.network.locks import EagerLock, KeyedLocks
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
+from loremesh.network.upstream.reading import BufferedReader
 from loremesh.network.upstream.streams import StreamPipe, reset
 from loremesh.primitives import KIB, PeerId
 from loremesh.protocol.identity import check_peer_id
@@ -94,7 +95,7 @@ class ContainedPubsub(Pubsub):
         self._is_denied = is_denied
         self._me = PeerId(host.get_id().to_bytes())
         self._handled = OrderedDict[bytes, None]()
-        self._writing: weakref.WeakKeyDictionary[INetStream, trio.Lock] = weakref.WeakKeyDictionary()
+        self._writing: weakref.WeakKeyDictionary[INetStream, EagerLock] = weakref.WeakKeyDictionary()
         self._registering = KeyedLocks[ID]()
 
     # inbound
@@ -114,9 +115,10 @@ class ContainedPubsub(Pubsub):
     async def continuously_read_stream(self, stream: INetStream) -> None:
         """Read frames one after the other: a peer that sends faster than we check waits, and costs no memory."""
         peer_id = stream.muxed_conn.peer_id
+        reader = BufferedReader(stream)
         while True:
             try:
-                frame = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
+                frame = await read_varint_prefixed_bytes_limited(reader, self.max_inbound_rpc_size)
                 rpc = rpc_pb2.RPC.FromString(frame)
             except MessageTooLarge as error:
                 raise InvalidMessage(Fault.FRAME_TOO_LONG, "gossip") from error
@@ -124,12 +126,11 @@ class ContainedPubsub(Pubsub):
                 raise InvalidMessage(Fault.WRONG_SHAPE, "gossip that is not protobuf") from error
             # A frame that is there already is read without a pause, and checking one takes a while: others run between.
             await trio.lowlevel.checkpoint()
-            rpc.ClearField(
-                "senderRecord"
-            )  # addresses come from identify; checking one with every frame costs more than the rest
-            for message in rpc.publish:
+            rpc.ClearField("senderRecord")  # addresses come from identify; checking one costs more than the rest
+            for number, message in enumerate(rpc.publish):
+                if number:
+                    await trio.lowlevel.checkpoint()
                 await self.push_msg(peer_id, message)
-                await trio.lowlevel.checkpoint()
             if len(rpc.subscriptions) > _TOPICS_PER_PEER:
                 raise InvalidMessage(Fault.TOO_LARGE, f"{len(rpc.subscriptions)} subscriptions")
             for subscription in rpc.subscriptions:
@@ -205,7 +206,9 @@ class ContainedPubsub(Pubsub):
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
         """Write one frame; frames of different tasks do not mix."""
-        async with self._writing.setdefault(stream, trio.Lock()):
+        if (lock := self._writing.get(stream)) is None:
+            lock = self._writing[stream] = EagerLock()
+        async with lock:
             return await super().write_msg(stream, rpc_msg)
 
     # peers that come, come back, and go

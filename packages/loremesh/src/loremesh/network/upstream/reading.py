@@ -12,8 +12,12 @@ from libp2p.io import utils
 from libp2p.io.abc import Reader
 from libp2p.io.exceptions import IncompleteReadError
 
+from loremesh.primitives import KIB
+
 _EMPTY_READS: Final = 100
 """Upstream's transports answer b"" after the end of the connection, and only then for so many times."""
+
+_CHUNK: Final = 16 * KIB
 
 _stock = utils.read_exactly
 
@@ -33,6 +37,22 @@ async def read_exactly(reader: Reader, n: int, retry_count: int = _EMPTY_READS) 
     if len(buffer) < n:
         raise IncompleteReadError(f"ended after {len(buffer)} of {n} bytes", n, len(buffer))
     return bytes(buffer)
+
+
+class BufferedReader(Reader):
+    """Reads ahead, up to 16 KiB: whoever wants a byte and then a few gets both from one read."""
+
+    def __init__(self, source: Reader) -> None:
+        self._source = source
+        self._unread = bytearray()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Give what is there, at most `n` bytes; without a pause if something was read ahead."""
+        if not self._unread:
+            self._unread += await self._source.read(_CHUNK)
+        piece = bytes(self._unread[:n])
+        del self._unread[: len(piece)]
+        return piece
 
 
 def install() -> None:

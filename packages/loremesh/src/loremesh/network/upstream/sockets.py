@@ -10,6 +10,7 @@ import trio
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 
+from loremesh.network.locks import EagerLock
 from loremesh.primitives import KIB
 
 _CHUNK: Final = 64 * KIB
@@ -20,6 +21,7 @@ class BufferedStream(TrioTCPStream):
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
+        self.read_lock, self.write_lock = EagerLock(), EagerLock()  # type: ignore[assignment]  # entered, no more
         self._unread = bytearray()
 
     async def read(self, n: int | None = None) -> bytes:
