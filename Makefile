@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench lock clean setup FORCE
+.PHONY: help demo test check bench soak lock clean setup FORCE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,7 @@ EXECUTORS ?= 4
 JSON ?=
 MALICIOUS ?=
 ONLY ?=
+MINUTES ?= 30
 ARGS ?=
 
 help: ## This list
@@ -21,6 +22,7 @@ help: ## This list
 	@echo "make test [ARGS='-k name']                    every test; npm fetches js-libp2p once"
 	@echo "make check                                    ruff, mypy and the import contracts"
 	@echo "make bench [ONLY=name]                        measure; prints ratios and raw figures"
+	@echo "make soak [MINUTES=30] [JSON=1]               five nodes under load, kills, freezes, cuts and lies; memory and more at the end"
 	@echo "make lock                                     resolve requirements.in into requirements.lock again"
 	@echo "make clean                                    remove everything that make has made"
 
@@ -39,6 +41,9 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python tests/bench/run.py $(if $(ONLY),--only '$(ONLY)')
+
+soak: $(READY)
+	@$(BIN)/python tests/soak/soak.py --minutes '$(MINUTES)' $(if $(filter-out 0,$(JSON)),--json)
 
 # uv, because it resolves for every platform at once, honours overrides and writes hashes. Nothing else needs it.
 lock: $(READY)

@@ -9,9 +9,9 @@ from pathlib import Path
 LIBRARY = "packages/loremesh/src/loremesh"
 SPANS = {
     "S0": [*range(1, 49)],
-    "U": [1, 2, 3, 5, 8, 9],
-    "S1": [35, 60, 62, 66, 80],
-    "S2": [*range(3, 14), 21, 31, 45, 46, 47, 49, 50, 51],
+    "U": [1, 2, 3, 5, 6, 8, 9],
+    "S1": [33, 34, 35, 60, 61, 62, 66, 71, 80],
+    "S2": [*range(3, 14), 21, 31, 32, 45, 46, 47, 49, 50, 51],
     "S3": [19, 20, 24, 28],
 }
 TOP_LEVEL = ["pyproject.toml", "README.md", "packages", "bin", "tests", "examples", "docs"]

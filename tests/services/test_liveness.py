@@ -122,6 +122,20 @@ async def lost(heartbeat: bytes) -> None:
     await trio.lowlevel.checkpoint()
 
 
+async def test_a_node_beats_every_5_seconds(pair: Pair) -> None:
+    _, _, second = pair
+    beats = list[float]()
+
+    async def noted(heartbeat: bytes) -> None:
+        assert heartbeat
+        beats.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+
+    second.story.tracker.beat = noted  # type: ignore[method-assign]  # notes when, and says nothing
+    await trio.sleep(31)
+    assert [later - earlier for earlier, later in pairwise(beats)] == pytest.approx([5.0] * 5)
+
+
 async def test_a_beat_that_takes_long_makes_the_next_no_later(pair: Pair) -> None:
     _, _, second = pair
     beats = list[float]()

@@ -1,6 +1,7 @@
 """When a node is of use, and what its figures are: whole services on a network in memory, in virtual time."""
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def test_at_least_half_of_the_peers_have_reached_the_reported_height(heights: li
     reached = reported_height(heights)
     assert sum(height >= reached for height in heights) * 2 >= len(heights)
     assert sum(height > reached for height in heights) * 2 <= len(heights)
+
+
+async def test_the_process_shows_how_many_tasks_and_threads_it_runs(
+    autojump_clock: MockClock, between: SmallNetwork, nursery: trio.Nursery
+) -> None:
+    desk = desk_at(await between.start("ann"), between)
+    before = value(desk, "loremesh_tasks")
+    for _ in range(5):
+        nursery.start_soon(trio.sleep, 1)
+    assert value(desk, "loremesh_tasks") == before + 5
+    assert value(desk, "loremesh_threads") == threading.active_count() >= 1
 
 
 async def test_an_anchor_is_ready_and_has_no_figures_of_a_chain(

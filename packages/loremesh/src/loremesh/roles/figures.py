@@ -1,6 +1,9 @@
 """A node's figures: each read where it is kept, at the moment it is asked for. docs/metrics.md explains them."""
 
+import threading
 from collections.abc import Iterator, Mapping
+
+import trio
 
 import loremesh
 from loremesh.network.events import CallServed, GossipReceived, GossipRefused
@@ -36,6 +39,8 @@ def _node(services: Services) -> Iterator[Figure]:
         ("version", "role", "peer_id", "story"),
         {(loremesh.__version__, services.role, peer_id_text(services.identity.peer_id), story): 1.0},
     )
+    yield _gauge("loremesh_tasks", "Tasks that run in this process.", trio.lowlevel.current_statistics().tasks_living)
+    yield _gauge("loremesh_threads", "Threads of this process.", threading.active_count())
 
 
 def _network(services: Services) -> Iterator[Figure]:
