@@ -47,9 +47,10 @@ def test_one_seed_is_one_history_and_another_seed_another() -> None:
 
 
 def test_the_history_does_not_depend_on_how_python_orders_its_sets(checkout: Path) -> None:
+    flags = "--plan chaos --nodes 8 --miners 4 --seed 3 --hostile 6"
     said = [
         subprocess.run(
-            [sys.executable, "examples/simulate.py", "--plan", "chaos", "--nodes", "8", "--miners", "4", "--seed", "3"],
+            [sys.executable, "examples/simulate.py", *flags.split()],
             cwd=checkout,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,

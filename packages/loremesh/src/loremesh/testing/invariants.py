@@ -1,4 +1,4 @@
-"""What must hold at every moment of a network of honest nodes, checked against an independent copy of the rules."""
+"""What must hold at every moment of every honest node, checked against an independent copy of the rules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
 from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store, is_canonical
 from loremesh.protocol.identity import peer_id_text
-from loremesh.services.happenings import Evidence, Happening, Head, Rejected
+from loremesh.services.happenings import Banned, Evidence, Happening, Head, Rejected
 from loremesh.storage.writes import SaveBlocks
 from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.orchard import Orchard
@@ -36,6 +36,8 @@ class Invariants:
         self.orchard = orchard
         self.liars = frozenset[PeerId]()
         """Peers who may be penalised, and may sign what they like."""
+        self.banned: dict[PeerId, set[PeerId]] = {}
+        """Who was shut out by whom."""
         self._broken = broken
         self._kept: dict[PeerId, _Kept] = {}
         self._signed: dict[tuple[PeerId, Hash], Hash] = {}
@@ -49,6 +51,10 @@ class Invariants:
                     self._break(node, f"told of head {name.hex()[:8]} at {height}, which is not durable")
             case Rejected(what, fault, peer_id, detail) if peer_id not in self.liars:
                 self._break(node, f"penalised the honest {_short(peer_id)} for a {what}: {fault} ({detail})")
+            case Banned(peer_id) if peer_id not in self.liars:
+                self._break(node, f"shut the honest {_short(peer_id)} out")
+            case Banned(peer_id):
+                self.banned.setdefault(peer_id, set()).add(node.peer_id)
             case Evidence(producer, kind) if producer not in self.liars:
                 self._break(node, f"holds evidence against the honest {_short(producer)}: {kind}")
             case _:

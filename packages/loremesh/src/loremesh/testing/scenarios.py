@@ -91,6 +91,7 @@ class Scenario:
         nodes: How many; they join one after the other.
         miners: How many of them race.
         minutes: Of virtual time, before everybody must agree.
+        hostile: How many more nodes lie, each in another way (`hostile.MALICES`); they join last.
         latency: Of every link, in seconds one way.
         bound: Seconds within which all must have one head and every block, once miners rest.
     """
@@ -100,14 +101,16 @@ class Scenario:
     nodes: int = 50
     miners: int = 12
     minutes: float = 1.0
+    hostile: int = 0
     latency: float = 0.05
     bound: float = 60.0
 
     def command(self) -> str:
         """Give the command that runs it again."""
+        hostile = f" --hostile {self.hostile}" if self.hostile else ""
         return (
             f"python examples/simulate.py --plan {self.plan} --seed {self.seed} --nodes {self.nodes} "
-            f"--miners {self.miners} --minutes {self.minutes:g}"
+            f"--miners {self.miners} --minutes {self.minutes:g}{hostile}"
         )
 
     def steps(self) -> list[Step]:

@@ -8,15 +8,20 @@ Source: docs/simulator.md.
 """
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Final
 
 import trio
 
+from loremesh.primitives import PeerId
 from loremesh.protocol.fork_choice import Store
 from loremesh.services.happenings import Happening, Head
 from loremesh.testing.builders import identity, small_genesis, suggestion
 from loremesh.testing.happened import Happened
+from loremesh.testing.hostile import MALICES, Malice, Villain
 from loremesh.testing.invariants import Invariants
 from loremesh.testing.memory_link import Passage
 from loremesh.testing.orchard import Orchard
@@ -45,7 +50,7 @@ _FOREVER: Final = 1e7
 
 
 class InvariantBroken(AssertionError):
-    """A network of honest nodes did what it never may. The message says when, and how to see it again."""
+    """An honest node did what it never may. The message says when, and how to see it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Report:
         branches: Ends of branches, the head's included.
         deepest_reorg: Most blocks that one node abandoned at once.
         kills: Nodes that were killed and came back.
+        bans: How many pairs there are of an honest node and a hostile one that it shut out.
         agreed_after: Virtual seconds from the miners' rest to agreement.
         seconds: Virtual seconds altogether.
         told: How many things nodes told their operators.
@@ -69,6 +75,7 @@ class Report:
     branches: int
     deepest_reorg: int
     kills: int
+    bans: int
     agreed_after: float
     seconds: float
     told: int
@@ -114,6 +121,10 @@ class Simulation:
     broken: str = ""
     """What did not hold, once something did not."""
     _nodes: dict[int, SmallNode] = field(default_factory=dict)
+    """The honest ones."""
+    _villains: dict[PeerId, Malice] = field(default_factory=dict)
+    _at_it: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of what the hostile ones do of their own accord."""
     _down: set[int] = field(default_factory=set)
     _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     _told: int = 0
@@ -133,7 +144,7 @@ class Simulation:
             async with trio.open_nursery() as nursery:
                 self._network = SmallNetwork(nursery, genesis, latency=self.scenario.latency, seed=self.scenario.seed)
                 nursery.start_soon(self._look)
-                await self._play()
+                await self._play(nursery)
                 await self._settle()
                 report = self._report()
                 nursery.cancel_scope.cancel()
@@ -161,16 +172,30 @@ class Simulation:
 
     # the plan
 
-    async def _play(self) -> None:
+    async def _play(self, nursery: trio.Nursery) -> None:
+        names = [f"hostile {number}" for number in range(self.scenario.hostile)]
+        self._villains = {identity(name).peer_id: malice for name, malice in zip(names, cycle(MALICES), strict=False)}
+        self._invariants.liars = frozenset(self._villains)
         for number in range(self.scenario.nodes):
             await self._start(number)
             await trio.sleep(_JOINS_AFTER)
+        nursery.start_soon(self._be_hostile, names)
         for step in self.scenario.steps():
             await trio.sleep_until(step.at)
             await self._do(step)
         await trio.sleep_until(self.scenario.minutes * 60)
         for number in sorted(self._down):
             await self._start(number)
+
+    async def _be_hostile(self, names: Sequence[str]) -> None:
+        with self._at_it:
+            async with trio.open_nursery() as nursery:
+                for number, name in enumerate(names):
+                    node = await self._network.start(name, *list(self._nodes.values())[:_BOOTSTRAP])
+                    dice = random.Random(f"{self.scenario.seed}/{name}")  # noqa: S311 - repeatable is the point
+                    honest = [one.peer_id for one in self._nodes.values()]
+                    villain = Villain(node, self._network.genesis, honest, dice)
+                    nursery.start_soon(MALICES[number % len(MALICES)].act, villain)
 
     async def _start(self, number: int) -> None:
         before = self._nodes.get(number)
@@ -192,8 +217,8 @@ class Simulation:
         names = [identity(f"node {number}").peer_id for number in range(self.scenario.nodes)]
         match step.action:
             case Partition(order, size):
-                shuffled = [names[number] for number in order]
-                between.partition(shuffled[:size], shuffled[size:])
+                shuffled, liars = [names[number] for number in order], list(self._villains)
+                between.partition([*shuffled[:size], *liars[::2]], [*shuffled[size:], *liars[1::2]])
             case Heal():
                 between.heal()
             case Mute(sender, receiver):
@@ -225,6 +250,7 @@ class Simulation:
         """Let the miners rest, and wait until everybody has one head and every valid block."""
         for node in self._nodes.values():
             node.backend.least = node.backend.most = _FOREVER
+        self._at_it.cancel()
         rested = trio.current_time()
         await trio.sleep(2.0)  # what was being written is published
         while not self._agree():
@@ -233,6 +259,9 @@ class Simulation:
                 await trio.sleep_forever()
             await trio.sleep(_SLICE)
         self._agreed_after = trio.current_time() - rested
+        for peer_id, malice in self._villains.items():
+            if malice.is_provable and not self._invariants.banned.get(peer_id):
+                self._break(f"nobody shut out whoever {malice.name}")
 
     def _agree(self) -> bool:
         return len({node.head for node in self._nodes.values()}) == 1 and not any(
@@ -253,6 +282,7 @@ class Simulation:
             branches=len(store.tips),
             deepest_reorg=self._deepest,
             kills=self._kills,
+            bans=sum(map(len, self._invariants.banned.values())),
             agreed_after=self._agreed_after,
             seconds=trio.current_time(),
             told=self._told,
