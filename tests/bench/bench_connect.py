@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import trio
 
@@ -17,8 +16,8 @@ from harness import BenchError, Row, Samples, at_most, compare
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import PeerConnected, PeerDisconnected
 from loremesh.testing.loopback import make_node, wait_event
+from npm import JS, set_up
 
-_JS = Path(__file__).parents[1] / "js"
 _DIALS = 5
 _PAUSE = 0.2
 _ROUNDS = 15
@@ -85,17 +84,9 @@ def _ask(theirs: "subprocess.Popen[str]") -> Samples:
 
 @contextmanager
 def _js_nodes() -> Iterator["subprocess.Popen[str]"]:
-    command = [_set_up(), "dial.js"]
-    with subprocess.Popen(command, cwd=_JS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as theirs:
+    command = [set_up(), "dial.js"]
+    with subprocess.Popen(command, cwd=JS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as theirs:
         try:
             yield theirs
         finally:
             theirs.kill()
-
-
-def _set_up() -> str:
-    """Install js-libp2p if need be, and tell which node runs it."""
-    done = subprocess.run(["sh", _JS / "set-up.sh"], check=False, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise BenchError((done.stderr.strip().splitlines() or ["js-libp2p could not be installed"])[-1])
-    return done.stdout.strip()

@@ -86,6 +86,15 @@ class Row:
 _SCALES: Final = {"µs": 1e6, "ms": 1e3, "s": 1.0, "%": 1.0, "MiB": 1.0}
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Somebody to be measured against, and the goal of that ratio."""
+
+    name: str
+    side: Side
+    goal: Goal | None = None
+
+
 def compare(
     what: str,
     unit: str,
@@ -113,21 +122,53 @@ def compare(
         note: What a reader should know beside the figures.
     """
     ours(), peer()  # warm
-    kept, discarded = _quiet_rounds(lambda: (ours(), peer()), rounds)
-    inverse = goal is not None and goal.sign == "≥"
-    ratios = [_ratio(mine, theirs, inverse=inverse) for mine, theirs in kept]
-    return Row(
-        what,
-        unit,
-        spread([sample for mine, _ in kept for sample in mine], unit),
-        against,
-        spread([sample for _, theirs in kept for sample in theirs], unit),
-        statistics.median(ratios),
-        goal,
-        len(kept),
-        discarded,
-        note,
-    )
+    [row] = compare_all(what, unit, ours, [Peer(against, peer, goal)], rounds=rounds, note=note)
+    return row
+
+
+def compare_all(
+    what: str,
+    unit: str,
+    ours: Side,
+    peers: Sequence[Peer],
+    *,
+    rounds: int = ROUNDS,
+    attempts: int = MOST_ATTEMPTS,
+    note: str = "",
+) -> list[Row]:
+    """Measure any number of warm sides in turn, A B C A B C; give a row for each peer, as `compare` does.
+
+    Args:
+        what: As in `compare`.
+        unit: As in `compare`.
+        ours: As in `compare`.
+        peers: All that we are measured against.
+        rounds: Quiet rounds wanted.
+        attempts: How many times as many rounds to do at most; 1 takes them as they come.
+        note: As in `compare`.
+    """
+    kept, discarded = _quiet_rounds(lambda: (ours(), [peer.side() for peer in peers]), rounds, attempts)
+    mine = [samples for samples, _ in kept]
+    rows = []
+    for place, peer in enumerate(peers):
+        theirs = [samples[place] for _, samples in kept]
+        inverse = peer.goal is not None and peer.goal.sign == "≥"
+        ratios = [_ratio(one, other, inverse=inverse) for one, other in zip(mine, theirs, strict=True)]
+        rows.append(
+            Row(
+                what,
+                unit,
+                spread([sample for samples in mine for sample in samples], unit),
+                peer.name,
+                spread([sample for samples in theirs for sample in samples], unit),
+                statistics.median(ratios),
+                peer.goal,
+                len(kept),
+                discarded,
+                note,
+            )
+        )
+    return rows
 
 
 def measure(what: str, unit: str, side: Side, goal: Goal | None, *, rounds: int = ROUNDS, note: str = "") -> Row:
@@ -167,12 +208,12 @@ def _ratio(mine: Samples, theirs: Samples, *, inverse: bool) -> float:
     return 1 / ratio if inverse else ratio
 
 
-def _quiet_rounds(one_round: Callable[[], T], wanted: int) -> tuple[list[T], int]:
+def _quiet_rounds(one_round: Callable[[], T], wanted: int, attempts: int = MOST_ATTEMPTS) -> tuple[list[T], int]:
     """Do rounds until `wanted` were quiet; after too many attempts the least disturbed ones must do."""
     usual = statistics.median(_calibration() for _ in range(15))
     done: list[tuple[float, T]] = []
     quiet = 0
-    while quiet < wanted and len(done) < MOST_ATTEMPTS * wanted:
+    while quiet < wanted and len(done) < attempts * wanted:
         before = _calibration()
         result = one_round()
         off = max(abs(taken / usual - 1) for taken in (before, _calibration()))

@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print ratios and raw figures; a missed goal is shown as `short`, not a failure.
 
-Usage: python tests/bench/run.py [--only NAME] [--json FILE]. Exit code 1 when a bench could not be run.
+Usage: python tests/bench/run.py [--only NAME] [--full] [--json FILE]. Exit code 1 when a bench could not be run.
 """
 
 import argparse
@@ -19,11 +19,23 @@ import psutil
 
 from harness import BenchError, Row, Spread
 
-BENCHES: Final = ("codec", "validation", "builtin", "connect", "help", "canon", "demo", "idle", "storage", "burst")
+BENCHES: Final = (
+    "codec",
+    "validation",
+    "builtin",
+    "connect",
+    "help",
+    "canon",
+    "demo",
+    "idle",
+    "storage",
+    "burst",
+    "gossip",
+)
 
 
 class Bench(Protocol):
-    """What a module `bench_NAME` offers."""
+    """What a module `bench_NAME` offers; some have a `run_full` too, which takes longer."""
 
     __doc__: str | None
 
@@ -36,6 +48,7 @@ def main() -> int:
     """Run the benches asked for."""
     parser = argparse.ArgumentParser(description="Measure loremesh against its peers.")
     parser.add_argument("--only", choices=BENCHES, help="run one bench")
+    parser.add_argument("--full", action="store_true", help="the long version of the benches that have one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE as well")
     arguments = parser.parse_args()
     machine = _machine()
@@ -47,7 +60,7 @@ def main() -> int:
         try:
             bench: Bench = importlib.import_module(f"bench_{name}")
             _say(f"{name}: {(bench.__doc__ or '').splitlines()[0]}")
-            results[name] = bench.run()
+            results[name] = getattr(bench, "run_full", bench.run)() if arguments.full else bench.run()
         except BenchError as error:
             _say(f"  not run: {error}")
             broken.append(name)
