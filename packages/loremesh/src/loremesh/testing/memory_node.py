@@ -368,6 +368,10 @@ class MemoryNode:
         for peer_id in self._connections:
             self._network.running(peer_id).has_news_of_neighbours()
 
+    def has_seen(self, message: Gossip) -> bool:
+        """Tell whether a message has come here already, so that once more it would be dropped."""
+        return (message.signer, message.number) in self._seen
+
     def has_topic(self, topic: str) -> bool:
         """Tell whether the node is subscribed."""
         return topic in self._accepts
@@ -421,7 +425,7 @@ class MemoryNode:
             # A mesh is mutual: what either side prefers, both use. Else somebody whom nobody prefers hears nothing.
             if peer_id not in self.favourites(message.topic) and self.peer_id not in other.favourites(message.topic):
                 continue
-            if not other.has_topic(message.topic):
+            if not other.has_topic(message.topic) or other.has_seen(message):  # which changes nothing there but costs
                 continue
             if connection.gossip[self.peer_id].is_full:
                 self.dropped_gossip += 1
