@@ -86,9 +86,9 @@ async def run(directory: Path) -> None:
         writers = {peer_id_text(ann.identity.peer_id): "ann", peer_id_text(bob.identity.peer_id): "bob"}
         nursery.cancel_scope.cancel()
     for name in names:
-        entry = store.entries[name]
-        assert entry.header is not None  # noqa: S101 - only the genesis has none
-        print(f"{entry.link.height} {name.hex()[:8]} won by {writers[peer_id_text(entry.header.producer)]}")
+        link = store.entries[name].link
+        assert link.producer is not None  # noqa: S101 - only a genesis has none
+        print(f"{link.height} {name.hex()[:8]} won by {writers[peer_id_text(link.producer)]}")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import on_block
 from loremesh.protocol.identity import Identity, verify
 from loremesh.protocol.transaction import _checked
+from loremesh.protocol.validation import check_signature
 from loremesh.testing.builders import ANN, BOB, resigned
 from stories import Sample, chain, signer_of
 
@@ -71,7 +72,7 @@ def _refuse(what: str, samples: list[Sample], spoil: Spoil) -> Row:
         raise AssertionError(f"{what} was accepted")
 
     def refusing() -> Samples:
-        _checked.cache_clear()
+        _forget_signatures()
         return timed(refuse, bad)
 
     def accepting() -> Samples:
@@ -86,9 +87,14 @@ def _accepting(samples: list[Sample]) -> Samples:
     def accept(sample: Sample) -> None:
         on_block(sample.before, decode(Block, sample.wire))
 
-    # What gossip had seen of these transactions is forgotten: every signature is checked here.
-    _checked.cache_clear()
+    _forget_signatures()
     return timed(accept, samples)
+
+
+def _forget_signatures() -> None:
+    """Forget what gossip or sync had seen of these blocks and transactions: every signature is checked."""
+    _checked.cache_clear()
+    check_signature.cache_clear()
 
 
 def _with_state_root(block: Block) -> bytes:

@@ -31,6 +31,9 @@ class Running:
     command: list[str]
     process: "subprocess.Popen[str]"
     lines: "queue.Queue[tuple[float, str]]" = field(default_factory=queue.Queue)
+    began: float = field(default_factory=time.perf_counter)
+    seen: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """Every event that was waited for or passed over, with the time at which it came."""
 
     def read(self) -> None:
         """Take in every line with the time at which it came; runs in a thread."""
@@ -48,6 +51,7 @@ class Running:
         if not line:
             raise BenchError(f"{self.command[0]} ended by itself with exit code {self.process.wait(PATIENCE)}")
         event: dict[str, Any] = json.loads(line)
+        self.seen.append((came, event))
         return came, event
 
     def wait_event(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Chains of valid blocks to measure with: the same in every run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,8 +8,12 @@ from loremesh.primitives import Hash, Millis, PeerId, Signature
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import encode
 from loremesh.protocol.fork_choice import Store, new_store, on_block
+from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.production import Parent
+from loremesh.protocol.state import State
 from loremesh.protocol.transaction import Transaction, transaction_hash
+from loremesh.protocol.validation import genesis_link, link_of, state_after
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, block_on, parent_of, small_genesis, suggestion
 
 BLOCKS: Final = 200
@@ -58,6 +63,17 @@ def chain(words: int, transactions: int, blocks: int = BLOCKS) -> list[Sample]:
         samples.append(Sample(encode(block), block, store, _signatures(block)))
         store = on_block(store, block)
     return samples
+
+
+def long_chain(genesis: Genesis, blocks: int) -> Iterator[Block]:
+    """Give one after the other the blocks of a chain with short paragraphs; only its tip is kept."""
+    link, state = genesis_link(genesis), State()
+    for number in range(blocks):
+        text = paragraph_of(17, number)
+        block = block_on(genesis, Parent(link, state), _PEOPLE[number % len(_PEOPLE)], text=text)
+        header = block.header
+        link, state = link_of(header, link), state_after(header.story, block, state, header_hash(header))
+        yield block
 
 
 def signer_of(block: Block) -> Identity:

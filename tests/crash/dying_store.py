@@ -22,7 +22,15 @@ import trio
 
 from loremesh.primitives import Hash, Height
 from loremesh.storage.store import Store
-from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransactions, SetNote, StoredBlock
+from loremesh.storage.writes import (
+    RemoveTransactions,
+    SaveBlocks,
+    SaveSnapshot,
+    SaveTransactions,
+    SetNote,
+    StoredBlock,
+    StoredSnapshot,
+)
 
 SECTOR: Final = 512
 BLOCKS: Final = 8
@@ -145,7 +153,7 @@ async def keep_a_story(directory: Path, said: int) -> None:
         say("open")
         # Often enough that the log is folded into the database several times in a short life.
         store._database.writer.wal_autocheckpoint(12)
-        parent = name_of(b"genesis")
+        parent = written_down = name_of(b"genesis")
         await store.save_genesis(parent, b"genesis")
         say("genesis")
         waiting = [name_of(b"waiting %d" % number) for number in range(BLOCKS + 1)]
@@ -154,11 +162,16 @@ async def keep_a_story(directory: Path, said: int) -> None:
         for height in range(1, BLOCKS + 1):
             data = b"%d " % height * (100 + 700 * (height % 3))
             block = StoredBlock(name_of(data), parent, Height(height), data)
+            snapshot = SaveSnapshot(StoredSnapshot(block.hash, block.hash, data, data), written_down)
             await store.commit(
-                SaveBlocks((block,)), RemoveTransactions((waiting[height],)), SetNote("head", block.hash)
+                SaveBlocks((block,)),
+                RemoveTransactions((waiting[height],)),
+                SetNote("head", block.hash),
+                *((snapshot,) if height % 2 == 0 else ()),
             )
             say(f"block {block.hash.hex()}")
             parent = block.hash
+            written_down = parent if height % 2 == 0 else written_down
     say("closed")
 
 

@@ -45,7 +45,7 @@ def race(seed: int, rounds: int, speeds: dict[Identity, float]) -> Store:
 
 
 def shares(store: Store) -> Counter[PeerId]:
-    return Counter(entry.header.producer for entry in chain(store, store.head) if entry.header is not None)
+    return Counter(entry.link.producer for entry in chain(store, store.head) if entry.link.producer is not None)
 
 
 def chi_square(counts: Counter[PeerId], miners: int) -> float:

@@ -17,6 +17,7 @@ from loremesh.protocol.fork_choice import (
     HeadMoved,
     Store,
     chain,
+    children,
     is_canonical,
     new_store,
     on_block,
@@ -202,7 +203,7 @@ def test_the_height_is_what_traversal_counts(seed: int) -> None:
         assert len(walk) == entry.link.height + 1
         assert walk[-1].link.hash == store.story
         assert [step.link.height for step in walk] == list(range(entry.link.height, -1, -1))
-        assert entry.work == sum(work_of(step.header.target) for step in walk if step.header is not None)
+        assert entry.work == sum(work_of(step.link.target) for step in walk if not step.is_genesis)
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -248,6 +249,6 @@ def test_children_tips_and_what_is_beside_the_canon_say_the_same_as_the_entries(
     for name, entry in store.entries.items():
         assert is_canonical(store, name) or name in store.beside[entry.link.height]
         assert is_canonical(store, name) is (store.canon.get(Height(entry.link.height)) == name)
-        if entry.header is not None:
-            assert name in store.children[entry.parent]
-    assert set(store.tips) == {name for name in store.entries if not store.children.get(name)}
+        if not entry.is_genesis:
+            assert name in children(store, entry.parent)
+    assert set(store.tips) == {name for name in store.entries if not children(store, name)}

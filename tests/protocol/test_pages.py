@@ -105,7 +105,8 @@ def test_the_bounds_on_the_pages_are_those_of_the_rules() -> None:
             f"at most {fork_choice.MAX_ORPHANS} of them",
             f"at most {fork_choice.MAX_HELD} of\n",
             f"last {fork_choice.KEEP_STATES} heights",
-            f"every {fork_choice.STATE_EVERY}th below",
+            f"every {fork_choice.STATE_EVERY}th below; more than {fork_choice.FAR_BELOW} heights below the\nhead,",
+            f"for every {fork_choice.FAR_STATE_EVERY}th.",
         ],
         "state.md": [f"When {state.MAX_OPEN_SUGGESTIONS:,} are open", f"there\n   are {state.MAX_SUPPORTERS}."],
         "transactions.md": [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loremesh.errors import Fault, InvalidMessage
 from loremesh.primitives import Hash, Height, Millis, PeerId
-from loremesh.protocol.fork_choice import new_store, on_block
+from loremesh.protocol.fork_choice import children, new_store, on_block
 from loremesh.protocol.genesis import Validator
 from loremesh.protocol.tracker import (
     RECENT,
@@ -80,7 +80,7 @@ def test_another_branch_has_other_candidates() -> None:
     left, right = orchard.grow(orchard.root, 1, ANN), orchard.grow(orchard.root, 1, BOB)
     for block in (*left, *right):
         store = on_block(store, block)
-    tips = {candidates(store, tip) for tip in store.children[store.story]}
+    tips = {candidates(store, tip) for tip in children(store, store.story)}
     assert tips == {(ANN.peer_id,), (BOB.peer_id,)}
 
 

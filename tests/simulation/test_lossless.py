@@ -145,7 +145,7 @@ async def test_a_peer_that_withholds_bodies_is_passed_over(new_network: NewNetwo
     await wait_until_written(blocks)
     miser = await keeper(network, "bob", blocks)
 
-    async def load_nothing(_: Sequence[Hash]) -> dict[Hash, bytes]:
+    async def load_nothing(_: Sequence[Hash], enough: int) -> dict[Hash, bytes]:
         await trio.lowlevel.checkpoint()
         return {}
 
@@ -169,8 +169,8 @@ async def test_a_peer_that_lies_about_a_body_costs_one_batch_and_is_named(new_ne
     forged = Orchard(GENESIS).grow(ROOT, 1, BOB, text="Another text under an old header.")[0].content
     load = liar.chain.load
 
-    async def load_forged(wanted: Sequence[Hash]) -> dict[Hash, bytes]:
-        found = await load(wanted)
+    async def load_forged(wanted: Sequence[Hash], enough: int) -> dict[Hash, bytes]:
+        found = await load(wanted, enough)
         return {
             name: encode(replace(decode(Block, data), content=forged)) if name == name_of(blocks[100]) else data
             for name, data in found.items()

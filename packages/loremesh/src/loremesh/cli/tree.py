@@ -70,7 +70,7 @@ def _branch(copy: "Copy", tip: "Hash", fate: str) -> dict[str, Any]:
     for entry in chain(store, tip):
         fork = entry.link.height
         shared = fate != "canonical" and is_canonical(store, entry.link.hash)
-        if shared or entry.header is None:
+        if shared or entry.is_genesis:
             break
         own.append(_block(copy, entry.link.hash))
     own.reverse()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, LoremeshError
-from loremesh.primitives import Hash, Millis, PeerId, Signature, StoryId
+from loremesh.primitives import Hash, Millis, PeerId, StoryId
 from loremesh.protocol.block import Block, Header, header_hash
-from loremesh.protocol.genesis import Genesis, story_id
+from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
 from loremesh.protocol.persistent import Map
 from loremesh.protocol.state import State
 from loremesh.protocol.validation import (
@@ -33,23 +33,27 @@ from loremesh.protocol.work import work_of
 MAX_ORPHANS: Final = 256
 MAX_HELD: Final = 64
 KEEP_STATES: Final = 100
-"""States of the last this many heights are kept, and every 64th below."""
+"""States of the last this many heights are kept; below, every 64th, and far below every 1024th."""
 STATE_EVERY: Final = 64
+FAR_BELOW: Final = 4096
+FAR_STATE_EVERY: Final = 1024
 MAX_HEADERS_PER_PARENT: Final = 2
 """A producer who signs two headers on one parent gives evidence; more than two add nothing to it."""
 
 
 class Entry(NamedTuple):
-    """A valid block in the tree; its body is on the disk."""
+    """A valid block in the tree. No more than its children need: all of it is on the disk."""
 
     link: Link
     parent: Hash
+    """The genesis' own is itself."""
     work: int
     """Hashes spent on the chain from the genesis up to here."""
-    header: Header | None
-    """None for the genesis."""
-    signature: Signature | None = None
-    """With the header, what sync sends ahead of the bodies."""
+
+    @property
+    def is_genesis(self) -> bool:
+        """Tell the root of the tree, which is no block."""
+        return self.link.height == GENESIS_HEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +131,8 @@ class Store(NamedTuple):
     states: Map[Hash, State]
     canon: Map[int, Hash]
     """The canonical path: height to hash, a cache of walking back from the head."""
-    children: Map[Hash, tuple[Hash, ...]]
     beside: Map[int, tuple[Hash, ...]]
-    """Of each height the blocks that have ever been off the canonical path; with `canon` that is all of a height."""
+    """Of each height the blocks off the canonical path, and some that came back to it; with `canon` all of a height."""
     orphans: Map[Hash, Block]
     orphans_of: Map[Hash, tuple[Hash, ...]]
     orphan_order: tuple[Hash, ...]
@@ -146,7 +149,7 @@ class Store(NamedTuple):
     def tips(self) -> frozenset[Hash]:
         """The blocks without children: the head and the ends of all other branches."""
         names = (self.head, *(name for names in self.beside.values() for name in names))
-        return frozenset(name for name in names if name not in self.children)
+        return frozenset(name for name in names if not children(self, name))
 
 
 def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> Store:
@@ -163,10 +166,9 @@ def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> St
         story=story,
         now=now,
         head=story,
-        entries=Map({story: Entry(link, story, 0, None)}),
+        entries=Map({story: Entry(link, story, 0)}),
         states=Map({story: State()}),
         canon=Map({0: story}),
-        children=Map(),
         beside=Map(),
         orphans=Map(),
         orphans_of=Map(),
@@ -175,6 +177,23 @@ def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> St
         max_reorg=max_reorg,
         changes=(),
     )
+
+
+def on_limit(store: Store, max_reorg: int | None) -> Store:
+    """Let another `max_reorg` hold: the heaviest branch that was withheld and need not be any more becomes the canon.
+
+    Raises:
+        StateMissing: As `on_block`.
+    """
+    store = store._replace(max_reorg=max_reorg, changes=())
+    for tip in sorted(store.tips, key=lambda name: _weight(store.entries[name]), reverse=True):
+        head, canon, beside, moves = _choose(store, store.entries[tip])
+        if head == tip:
+            if head not in store.states:
+                raise StateMissing(_path_to_state(store, head))
+            states = _recent_states(store, canon, beside)
+            return store._replace(head=head, canon=canon, beside=beside, states=states, changes=moves)
+    return store
 
 
 def on_tick(store: Store, now: Millis) -> Store:
@@ -219,6 +238,11 @@ def on_replay(store: Store, blocks: tuple[Block, ...]) -> Store:
     return store
 
 
+def on_recall(store: Store, name: Hash, state: State) -> Store:
+    """Take back the state after a block of the tree; the caller has checked its root."""
+    return store._replace(states=store.states.insert(name, state))
+
+
 def is_known(store: Store, name: Hash) -> bool:
     """Tell whether a block is in the tree or waiting."""
     return name in store.entries or name in store.orphans or name in store.held
@@ -232,14 +256,26 @@ def is_one_too_many(store: Store, header: Header) -> bool:
     waiting = {**{one: store.orphans[one] for one in store.orphans_of.get(header.parent) or ()}, **dict(store.held)}
     said = header.parent, header.producer
     late = [one for one, block in waiting.items() if (block.header.parent, block.header.producer) == said]
-    rivals = _by(store, header.producer, store.children.get(header.parent) or ()) + late
+    siblings = children(store, header.parent) if header.parent in store.entries else ()
+    rivals = _by(store, header.producer, siblings) + late
     return len(rivals) >= MAX_HEADERS_PER_PARENT and header_hash(header) not in rivals
+
+
+def children(store: Store, name: Hash) -> tuple[Hash, ...]:
+    """Give the blocks of the tree on a block of the tree, the canonical one first."""
+    height = store.entries[name].link.height + 1
+    canonical = store.canon.get(height)
+    above = store.beside.get(height)
+    if not above:
+        return () if canonical is None or store.entries[canonical].parent != name else (canonical,)
+    names = above if canonical is None else dict.fromkeys((canonical, *above))
+    return tuple(child for child in names if store.entries[child].parent == name)
 
 
 def chain(store: Store, tip: Hash) -> Iterator[Entry]:
     """Walk from `tip` back to the genesis: S0's traversal. The length of the walk is the tip's height plus one."""
     entry = store.entries[tip]
-    while entry.header is not None:
+    while not entry.is_genesis:
         yield entry
         entry = store.entries[entry.parent]
     yield entry
@@ -286,7 +322,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
     header = block.header
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
-    siblings = store.children.get(header.parent) or ()
+    siblings = () if header.parent == store.head else children(store, header.parent)
     rivals = _by(store, header.producer, siblings) if siblings else []
     if len(rivals) >= MAX_HEADERS_PER_PARENT:
         raise InvalidBlock(Fault.EQUIVOCATION, name)
@@ -297,7 +333,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         raise StateMissing(_path_to_state(store, header.parent))
     state = state_after(store.story, block, before, name)
     work = parent.work + work_of(header.target)
-    entry = Entry(link_of(header, parent.link, name), header.parent, work, header, block.signature)
+    entry = Entry(link_of(header, parent.link, name), parent.link.hash, work)
     head, canon, beside, moves = _choose(store, entry)
     # All fields in their order: `_replace` would take longer than two of the insertions.
     return Store(
@@ -308,7 +344,6 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         store.entries.insert(name, entry),
         _recent_states(store, canon, beside).insert(name, state),
         canon,
-        store.children.insert(header.parent, (*siblings, name)),
         beside,
         store.orphans,
         store.orphans_of,
@@ -334,7 +369,7 @@ def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tu
     if tip.parent == store.head:  # as nearly always, and then the rest would come to the same
         return name, canon.insert(tip.link.height, name), beside, (HeadMoved(name, (), (name,)),)
     head = store.tip
-    if (tip.work, _descending(name)) <= (head.work, _descending(store.head)):
+    if _weight(tip) <= _weight(head):
         return store.head, canon, _put_beside(beside, tip.link.height, name), ()
     adopted = []
     entry = tip
@@ -360,9 +395,9 @@ def _put_beside(beside: Map[int, tuple[Hash, ...]], height: int, name: Hash) -> 
     return beside if name in known else beside.insert(height, (*known, name))
 
 
-def _descending(name: Hash) -> int:
-    """Order hashes so that the lowest wins a comparison for the greatest."""
-    return -int.from_bytes(name, "big")
+def _weight(entry: Entry) -> tuple[int, int]:
+    """Order blocks as the rule for the head does: the most work, then the lowest hash, is the greatest."""
+    return entry.work, -int.from_bytes(entry.link.hash, "big")
 
 
 def _recent_states(store: Store, canon: Map[int, Hash], beside: Map[int, tuple[Hash, ...]]) -> Map[Hash, State]:
@@ -373,10 +408,11 @@ def _recent_states(store: Store, canon: Map[int, Hash], beside: Map[int, tuple[H
             for name in (canon[old], *(beside.get(old) or ())):
                 states = states.discard(name)
     if height // STATE_EVERY > before // STATE_EVERY:
-        # Now and then, those that replays and late forks have left further down.
+        # Now and then, those that replays and late forks have left further down, and those that are far below now.
         for name in store.states:
             old = store.entries[name].link.height
-            if old <= height - KEEP_STATES and old % STATE_EVERY:
+            every = STATE_EVERY if old > height - FAR_BELOW else FAR_STATE_EVERY
+            if old <= height - KEEP_STATES and old % every:
                 states = states.discard(name)
     return states
 

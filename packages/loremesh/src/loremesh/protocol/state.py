@@ -8,6 +8,7 @@ Source: docs/protocol/state.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 
@@ -88,3 +89,17 @@ def with_paragraph_by(state: State, author: PeerId, height: Height) -> State:
     after = Author(before.paragraphs + 1 if before else 1, height)
     tree = state.tree.put(b"author/" + author, encode(after))
     return State(state.nonces, state.suggestions, state.authors.insert(author, after), tree)
+
+
+def state_of(
+    nonces: Mapping[PeerId, int], suggestions: Mapping[Hash, Suggestion], authors: Mapping[PeerId, Author]
+) -> State:
+    """Give the state with these entries."""
+    tree = MerkleMap()
+    for sender, value in nonces.items():
+        tree = tree.put(b"nonce/" + sender, encode(_Nonce(value)))
+    for name, suggestion in suggestions.items():
+        tree = tree.put(b"suggestion/" + name, encode(suggestion))
+    for author, what in authors.items():
+        tree = tree.put(b"author/" + author, encode(what))
+    return State(Map(nonces), Map(suggestions), Map(authors), tree)

@@ -4,6 +4,7 @@ Source: docs/protocol/block.md, which numbers the rules.
 """
 
 import hashlib
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, ProtocolError
@@ -99,11 +100,22 @@ def check_header_alone(genesis: Genesis, story: StoryId, signed: SignedHeader) -
 def _check_header(genesis: Genesis, story: StoryId, header: Header, signature: Signature) -> Hash:
     name = check_work(genesis, story, header)
     try:
-        check_peer_id(header.producer)
-        verify(signature, name, header.producer)
+        check_signature(name, signature, header.producer)
     except ProtocolError as error:
         raise InvalidBlock(error.fault, name, error.detail) from error
     return name
+
+
+# In sync a header comes ahead of its block, in gossip a block may come more than once; the check is pure.
+@lru_cache(maxsize=4096)
+def check_signature(name: Hash, signature: Signature, producer: PeerId) -> None:
+    """Check that a block's producer signed it.
+
+    Raises:
+        InvalidMessage: BAD_KEY or BAD_SIGNATURE.
+    """
+    check_peer_id(producer)
+    verify(signature, name, producer)
 
 
 def check_work(genesis: Genesis, story: StoryId, header: Header) -> Hash:

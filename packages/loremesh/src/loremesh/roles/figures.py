@@ -75,10 +75,9 @@ def _rules(tally: Tally) -> Iterator[Figure]:
 
 def _chain(story: Story, tally: Tally, accepted: int, now: Millis) -> Iterator[Figure]:
     store = story.chain.store
-    header = store.tip.header
-    since = header.time if header else store.genesis.time
     yield _gauge("loremesh_head_height_blocks", "Height of the head.", store.tip.link.height)
-    yield _gauge("loremesh_head_age_seconds", "Time since the head's timestamp.", max(0.0, (now - since) / 1000))
+    age = max(0.0, (now - store.tip.link.time) / 1000)
+    yield _gauge("loremesh_head_age_seconds", "Time since the head's timestamp.", age)
     yield _counter("loremesh_blocks_accepted_total", "Valid blocks that came, on any branch.", accepted)
     yield _counter("loremesh_reorgs_total", "Heads that took the place of blocks of another branch.", tally.reorgs)
     yield _gauge("loremesh_reorg_deepest_blocks", "Most blocks that one reorganisation abandoned.", tally.deepest_reorg)

@@ -23,6 +23,6 @@ class Shelf(Protocol):
 
 async def newest_paragraphs(shelf: Shelf, tip: Hash, most: int) -> tuple[str, ...]:
     """Give at most `most` paragraphs of the chain that ends with `tip`, oldest first."""
-    names = [entry.link.hash for entry in islice(chain(shelf.store, tip), most) if entry.header is not None]
+    names = [entry.link.hash for entry in islice(chain(shelf.store, tip), most) if not entry.is_genesis]
     found = await shelf.load(names)
     return tuple(decode(Block, found[name]).content.text for name in reversed(names))

@@ -5,7 +5,7 @@ hears of a block, or can read one, before it is durable.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -13,8 +13,8 @@ from typing import Final, Protocol
 import trio
 
 from loremesh.errors import InvalidBlock, MachineError, ProtocolError
-from loremesh.primitives import Hash, Height, Millis, PeerId
-from loremesh.protocol.block import Block
+from loremesh.primitives import KIB, Hash, Height, Millis, PeerId
+from loremesh.protocol.block import Block, SignedHeader
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import (
     Accepted,
@@ -30,6 +30,7 @@ from loremesh.protocol.fork_choice import (
     is_known,
     new_store,
     on_block,
+    on_limit,
     on_replay,
     on_tick,
 )
@@ -39,31 +40,32 @@ from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
 from loremesh.protocol.transaction import Transaction, transaction_hash
+from loremesh.services import snapshots
 from loremesh.services.happenings import Clock, Evidence, Head, Tell
 from loremesh.services.latest import Latest
+from loremesh.services.snapshots import SNAPSHOT_EVERY, Snapshots
+from loremesh.storage.store import ANY_BYTES
 from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransactions, StoredBlock, Write
 
 logger = logging.getLogger("loremesh.chain")
 
 _BATCH: Final = 64
 _QUEUE: Final = 256
+_ENOUGH_AT_ONCE: Final = 256 * KIB
 _REMEMBERED_CULPRITS: Final = 1024
 _LOOK_AT_CLOCK: Final = 1.0
 """Seconds after which the clock is looked at again while a block waits for its time: it may have been set."""
 _END_OF_TIME: Final = Millis(2**63 - 1)
 
 
-class Disk(Protocol):
+class Disk(snapshots.Disk, Protocol):
     """What the chain needs of storage."""
 
     async def commit(self, *writes: Write) -> None:
         """Make all of `writes` durable."""
 
-    def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
-        """Give every block in the order saved."""
-
-    async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
-        """Give the encodings of those that are kept."""
+    def blocks(self, batch: int = 256, after: Hash | None = None) -> AsyncGenerator[list[StoredBlock], None]:
+        """Give every block in the order saved, or those behind one of them."""
 
     async def transactions(self) -> list[bytes]:
         """Give the waiting transactions."""
@@ -99,6 +101,7 @@ class ChainService:
         tell: Hears of heads and of evidence.
         penalize: Hears which peer broke which rule.
         max_reorg: Deepest automatic reorganisation; None: any.
+        snapshot_every: Blocks after which it is written down what a restart needs of them.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class ChainService:
         tell: Tell,
         penalize: Penalize,
         max_reorg: int | None = None,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         self._disk = disk
         self._clock = clock
@@ -118,6 +122,7 @@ class ChainService:
         self._coming = new_store(genesis, Millis(clock()), max_reorg)
         """With what is on its way to the disk; only the task of `run` changes it."""
         self._store = self._coming
+        self._snapshots = Snapshots(disk, snapshot_every)
         self._pool = Mempool(self._store.story)
         self._culprits: dict[Hash, PeerId] = {}
         self._jobs, self._inbox = trio.open_memory_channel[_Job](_QUEUE)
@@ -158,12 +163,17 @@ class ChainService:
         Raises:
             MachineError: What the disk gives back is not what was kept.
         """
+        self._coming, last = await self._snapshots.restore(self._coming)
         # What is kept had its time already; after the clock was set back it must not wait for it again.
         self._coming = self._coming._replace(now=_END_OF_TIME)
-        async with aclosing(self._disk.blocks()) as batches:
+        async with aclosing(self._disk.blocks(after=last)) as batches:
             async for batch in batches:
                 for stored in batch:
                     await self._rejoin(stored)
+                joined = [self._coming.entries[stored.hash] for stored in batch]
+                if due := self._snapshots.add(joined, self._coming):
+                    await self._disk.commit(*due)
+        await self._stepping(lambda: on_limit(self._coming, self._coming.max_reorg))
         self._coming = self._coming._replace(now=Millis(self._clock()), changes=())
         self._store = self._coming
         state, now = self.parent().state, Millis(self._clock())
@@ -176,7 +186,8 @@ class ChainService:
 
     async def _rejoin(self, stored: StoredBlock) -> None:
         try:
-            self._coming = await self._reduce(decode(Block, stored.data))
+            block = decode(Block, stored.data)
+            await self._stepping(lambda: on_block(self._coming, block))
         except ProtocolError as error:
             raise _damaged(stored.hash, str(error)) from error
         if stored.hash not in self._coming.entries:
@@ -186,7 +197,7 @@ class ChainService:
         """Serve until cancelled."""
         while True:
             jobs = await self._next_jobs()
-            await self._advance_clock()
+            await self._stepping(lambda: on_tick(self._coming, Millis(self._clock())))
             changes = list(self._coming.changes)
             for job in jobs:
                 changes += await self._take(job)
@@ -218,8 +229,8 @@ class ChainService:
                 self._jobs.send_nowait(job)  # without a pause in between, so that they share a trip to the disk
             except trio.WouldBlock:
                 await self._jobs.send(job)
-        for job in jobs:
-            await job.done.wait()
+        if jobs:
+            await jobs[-1].done.wait()  # they are done in their order
         for job in jobs:
             if job.error is not None:
                 raise job.error
@@ -255,9 +266,21 @@ class ChainService:
         # Half of a block at most, so that the longest paragraph always fits beside them.
         return select(self._pool, parent.state, height, most=rules.transactions, most_bytes=rules.block_bytes // 2)
 
-    async def load(self, names: Sequence[Hash]) -> dict[Hash, bytes]:
-        """Give the encodings of those blocks of the tree that are asked for."""
-        return await self._disk.load_blocks(names)
+    async def load(self, names: Sequence[Hash], enough: int = ANY_BYTES) -> dict[Hash, bytes]:
+        """Give the encodings of those blocks of the tree that are asked for; no more once there are enough bytes."""
+        return await self._disk.load_blocks(names, enough)
+
+    async def load_headers(self, names: Sequence[Hash]) -> tuple[SignedHeader, ...]:
+        """Give the headers of blocks of the tree."""
+        headers: list[SignedHeader] = []
+        while names:
+            found = await self._disk.load_blocks(names, _ENOUGH_AT_ONCE)
+            if not found or any(name not in found for name in names[: len(found)]):
+                raise _damaged(names[0], "or one behind it, which is missing")
+            blocks = [decode(Block, data) for data in found.values()]
+            headers += [SignedHeader(block.header, block.signature) for block in blocks]
+            names = names[len(found) :]
+        return tuple(headers)
 
     async def _next_jobs(self) -> list[_Job]:
         """Wait for a job, at most until a held block is due; take along what else is there."""
@@ -280,7 +303,7 @@ class ChainService:
 
     async def _take(self, job: _Job) -> tuple[Change, ...]:
         try:
-            self._coming = await self._reduce(job.block)
+            await self._stepping(lambda: on_block(self._coming, job.block))
         except InvalidBlock as error:
             job.error = error
             self._blame(job, error)
@@ -289,28 +312,25 @@ class ChainService:
             self._remember_sender(job.sender, job.culprit)
         return self._coming.changes
 
-    async def _reduce(self, block: Block) -> Store:
+    async def _stepping(self, step: Callable[[], Store]) -> None:
+        """Take a step of fork choice, with the states it needs."""
         while True:
             try:
-                return on_block(self._coming, block)
+                self._coming = step()
             except StateMissing as missing:
-                self._coming = await self._replay(missing)
-
-    async def _advance_clock(self) -> None:
-        while True:
-            try:
-                self._coming = on_tick(self._coming, Millis(self._clock()))
-            except StateMissing as missing:
-                self._coming = await self._replay(missing)
+                await self._replay(missing.path)
             else:
                 return
 
-    async def _replay(self, missing: StateMissing) -> Store:
-        found = await self._disk.load_blocks(missing.path)
-        try:
-            return on_replay(self._coming, tuple(decode(Block, found[name]) for name in missing.path))
-        except (ProtocolError, KeyError) as error:
-            raise _damaged(missing.path[-1], f"or one below it, {error!r}") from error
+    async def _replay(self, path: Sequence[Hash]) -> None:
+        self._coming, done = await self._snapshots.recall(self._coming, path)
+        for start in range(done, len(path), _BATCH):
+            names = path[start : start + _BATCH]
+            found = await self._disk.load_blocks(names)
+            try:
+                self._coming = on_replay(self._coming, tuple(decode(Block, found[name]) for name in names))
+            except (ProtocolError, KeyError) as error:
+                raise _damaged(names[-1], f"or one below it, {error!r}") from error
 
     def _remember_sender(self, sender: PeerId, culprit: PeerId) -> None:
         """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
@@ -340,7 +360,8 @@ class ChainService:
             StoredBlock(change.hash, change.block.header.parent, change.block.header.height, encode(change.block))
             for change in accepted
         ]
-        writes: list[Write] = [SaveBlocks(tuple(blocks))]
+        entries = [self._coming.entries[change.hash] for change in accepted]
+        writes: list[Write] = [SaveBlocks(tuple(blocks)), *self._snapshots.add(entries, self._coming)]
         if moves:
             before = self._pool
             state = self._coming.states[self._coming.head]
@@ -387,9 +408,9 @@ class ChainService:
 
     def _tell_head(self, moves: list[HeadMoved]) -> None:
         head = self._store.head
-        header = self._store.tip.header
+        link = self._store.tip.link
         depth = max(len(move.abandoned) for move in moves)
-        self._tell(Head(self._store.tip.link.height, head, header.producer if header else None, depth))
+        self._tell(Head(link.height, head, link.producer, depth))
         self.head.set(head)
 
 

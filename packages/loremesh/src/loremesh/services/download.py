@@ -148,7 +148,7 @@ class Download:
         else:
             self.came += len(blocks)
             self.gave.add(giver)
-            got = {header_hash(block.header) for block in blocks}
+            got = {header_hash(block.header) for block in blocks} if len(blocks) < len(batch.names) else batch.names
             batch.names = tuple(name for name in batch.names if name not in got)
             batch.blocks = None
             if batch.names:

@@ -9,8 +9,7 @@ from typing import Final
 
 from loremesh.errors import Fault, InvalidMessage, InvalidTransaction
 from loremesh.network.frames import Stream
-from loremesh.primitives import Hash
-from loremesh.protocol.block import SignedHeader
+from loremesh.primitives import KIB, Hash
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import Store, is_canonical
 from loremesh.protocol.genesis import GENESIS_HEIGHT
@@ -40,7 +39,8 @@ _REQUEST_TIMEOUT: Final = 10.0
 _MAX_TIPS: Final = 64
 _NEWEST_TIPS: Final = 16
 """Always told; of older ones, where not all fit, others in each answer: whoever asks on hears of every branch."""
-_BLOCKS_IN_MEMORY: Final = 8
+_BYTES_IN_MEMORY: Final = 64 * KIB
+"""Loaded for one stream at a time, and a block more."""
 
 
 class SyncServer:
@@ -94,8 +94,8 @@ class SyncServer:
             case MessageType.HEADERS_REQUEST:
                 headers = decode(HeadersRequest, payload)
                 if await self._is_ours(stream, headers.story):
-                    answer = Headers(_signed(chain.store, names_after(chain.store, headers)))
-                    await self._send(stream, MessageType.HEADERS, answer)
+                    signed = await chain.load_headers(names_after(chain.store, headers))
+                    await self._send(stream, MessageType.HEADERS, Headers(signed))
             case MessageType.BLOCKS_REQUEST:
                 blocks = decode(BlocksRequest, payload)
                 if await self._is_ours(stream, blocks.story):
@@ -127,13 +127,17 @@ class SyncServer:
         return Status((store.story,), store.tip.link.height, (store.head,), tuple(ranked))
 
     async def _send_blocks(self, stream: Stream, chain: ChainService, names: Sequence[Hash]) -> None:
-        # A few at a time: what is loaded waits in memory for as long as the peer takes to read it.
-        for start in range(0, len(names), _BLOCKS_IN_MEMORY):
-            found = await chain.load(names[start : start + _BLOCKS_IN_MEMORY])
-            for name in names[start : start + _BLOCKS_IN_MEMORY]:
-                if name in found:
-                    # The bytes are the canonical block already; the envelope only names them.
-                    await stream.send(seal_bytes(self._identity, MessageType.BLOCK, found[name], self._clock()))
+        # Some bytes at a time: what is loaded waits in memory for as long as the peer takes to read it.
+        while names:
+            found = await chain.load(names, _BYTES_IN_MEMORY)
+            if not found:
+                break
+            reached = 1 + max(place for place, name in enumerate(names) if name in found)
+            # The bytes are the canonical block already; the envelope only names them.
+            wanted = [found[name] for name in names[:reached] if name in found]
+            now = self._clock()
+            await stream.send_all(seal_bytes(self._identity, MessageType.BLOCK, data, now) for data in wanted)
+            names = names[reached:]
 
     async def _take_transaction(self, stream: Stream, chain: ChainService, transaction: Transaction) -> None:
         try:
@@ -177,12 +181,3 @@ def names_after(store: Store, request: HeadersRequest) -> list[Hash]:
     )
     canonical = [store.canon[height] for height in range(start + 1, min(fork, start + request.limit) + 1)]
     return (canonical + branch)[: request.limit]
-
-
-def _signed(store: Store, names: Sequence[Hash]) -> tuple[SignedHeader, ...]:
-    entries = [store.entries[name] for name in names]
-    return tuple(
-        SignedHeader(entry.header, entry.signature)
-        for entry in entries
-        if entry.header is not None and entry.signature is not None
-    )

@@ -52,6 +52,7 @@ ANSWER_TIMEOUT: Final = 10.0
 _BATCH_TIMEOUT: Final = 30.0
 """Seconds for all the bodies of one request: a peer that sends one now and then holds nobody up."""
 _HEADERS: Final = 256
+_CHECKED_AT_ONCE: Final = 32
 _DENSE_LOCATOR: Final = 10
 _ASKED_AT_ONCE: Final = 8
 _ASKED_WHEN_BEHIND: Final = 3
@@ -277,7 +278,7 @@ async def _check_headers(
     """Check headers as a chain that starts at `reached` or at a block of ours; name those we lack, link the last."""
     names: list[Hash] = []
     link: Link | None = None
-    for signed in headers:
+    for number, signed in enumerate(headers):
         header = signed.header
         name = check_header_alone(store.genesis, store.story, signed)
         if link is None:
@@ -290,11 +291,11 @@ async def _check_headers(
         elif header.parent != link.hash:
             raise InvalidMessage(Fault.NOT_AS_ASKED, "headers that are not consecutive")
         check_header_link(store.genesis, header, link, name)
-        link = link_of(header, link)
+        link = link_of(header, link, name)
         if name not in store.entries and name not in store.held:  # an orphan may have to make room before its turn
             names.append(name)
-        # A batch takes some milliseconds: others run in between.
-        await trio.lowlevel.checkpoint()
+        if number % _CHECKED_AT_ONCE == 0:  # a batch takes some milliseconds: others run in between
+            await trio.lowlevel.checkpoint()
     return names, link
 
 

@@ -35,6 +35,17 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ) without rowid;
     create index peer_seen on peer (seen);
     """,
+    # 2. What a restart needs of the blocks up to `sequence`, from the snapshot before on.
+    """
+    create table snapshot (
+        sequence integer primary key references block (sequence),
+        head     blob    not null,
+        records  blob    not null,
+        state    blob    not null,
+        digest   blob    not null
+    );
+    create index snapshot_head on snapshot (head);
+    """,
 )
 """Element n brings version n to version n + 1. What has been released is never edited: add another."""
 

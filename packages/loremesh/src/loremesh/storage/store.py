@@ -20,10 +20,13 @@ from loremesh.storage.writes import (
     SaveTransactions,
     SetNote,
     StoredBlock,
+    StoredSnapshot,
     Write,
+    digest_of,
 )
 
 DATABASE_NAME: Final = "node.sqlite"
+ANY_BYTES: Final = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,34 @@ class Store:
         """Keep blocks, parents first (the genesis before all); those kept already stay as they are."""
         await self.commit(SaveBlocks(tuple(blocks)))
 
-    async def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
+    async def snapshots(self) -> AsyncGenerator[StoredSnapshot, None]:
+        """Give the snapshots that agree with their blocks, oldest first, up to the first that does not."""
+        last = 0
+        while (found := await self._database.read(partial(_snapshot_after, after=last))) is not None:
+            last, snapshot = found
+            yield snapshot
+
+    async def load_state(self, head: Hash) -> bytes | None:
+        """Give the state of the newest snapshot that was made with this head."""
+
+        def query(connection: apsw.Connection) -> bytes | None:
+            newest = "select cast(state as blob) from snapshot where head = ? order by sequence desc limit 1"
+            row = connection.execute(newest, (head,)).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(query)
+
+    async def blocks(self, batch: int = 256, after: Hash | None = None) -> AsyncGenerator[list[StoredBlock], None]:
         """Give every block but the genesis in the order they were saved, `batch` at a time.
+
+        Args:
+            batch: How many at most are in memory at once.
+            after: Begin behind this one, which is kept.
 
         Raises:
             MachineError: The file is damaged, be it in a way that would only hide blocks.
         """
-        last = 0
+        last = 0 if after is None else await self._database.read(partial(_sequence_of, name=after))
         while found := await self._database.read(partial(_blocks_after, after=last, limit=batch)):
             last = found[-1][0]
             if any(row[1] != row[0] for row in found):
@@ -103,17 +127,26 @@ class Store:
         if not await self._database.read(_is_whole):
             raise damaged(self._database.path, "blocks are missing")
 
-    async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
-        """Give the encodings of those of `hashes` that are kept; the genesis is not among them."""
+    async def load_blocks(self, hashes: Sequence[Hash], enough: int = ANY_BYTES) -> dict[Hash, bytes]:
+        """Give the encodings of those of `hashes` that are kept; the genesis is not among them.
+
+        Args:
+            hashes: In the order wanted.
+            enough: Once there are so many bytes, those that follow are left out.
+        """
 
         def query(connection: apsw.Connection) -> dict[Hash, bytes]:
-            found = {}
+            found: dict[Hash, bytes] = {}
+            size = 0
             for hash_ in hashes:
+                if size >= enough:
+                    break
                 row = connection.execute(
                     "select cast(data as blob) from block where hash = ? and parent is not null", (hash_,)
                 ).fetchone()
                 if row is not None:
                     found[hash_] = row[0]
+                    size += len(row[0])
             return found
 
         return await self._database.read(query)
@@ -157,6 +190,24 @@ class Store:
             return [KnownPeer(*row) for row in rows]
 
         return await self._database.read(query)
+
+
+def _snapshot_after(connection: apsw.Connection, after: int) -> tuple[int, StoredSnapshot] | None:
+    rows = connection.execute(
+        "select sequence, digest, hash, cast(head as blob), cast(records as blob), cast(state as blob) from snapshot "
+        "join block using (sequence) where sequence > ? order by sequence limit 1",
+        (after,),
+    ).fetchall()
+    for sequence, digest, last, head, records, state in cast("list[tuple[int, bytes, Hash, Hash, bytes, bytes]]", rows):
+        snapshot = StoredSnapshot(last, head, records, state)
+        if digest_of(connection, after, sequence, snapshot) == digest:
+            return sequence, snapshot
+    return None
+
+
+def _sequence_of(connection: apsw.Connection, name: Hash) -> int:
+    [(sequence,)] = connection.execute("select sequence from block where hash = ?", (name,)).fetchall()
+    return cast("int", sequence)
 
 
 def _blocks_after(

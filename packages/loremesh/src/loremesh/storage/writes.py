@@ -1,7 +1,9 @@
 """What can be written: values, so that several become one transaction in one call of `Store.commit`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from hashlib import sha256
+from typing import Final, Protocol, cast
 
 import apsw
 
@@ -27,6 +29,19 @@ class StoredBlock:
     parent: Hash
     height: Height
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSnapshot:
+    """What a restart needs of the blocks that were saved after the snapshot before and up to `last`."""
+
+    last: Hash
+    head: Hash
+    """The newest block of the canon then."""
+    records: bytes
+    """Of each of these blocks, in the order saved; made and read by whoever saves them."""
+    state: bytes
+    """After `head`, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,44 @@ class SaveBlocks:
             "insert into block (hash, parent, height, data) values (?, ?, ?, ?) on conflict (hash) do nothing",
             [(block.hash, block.parent, block.height, block.data) for block in self.blocks],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SaveSnapshot:
+    """Keep a snapshot, with a digest over it and the blocks that it stands for."""
+
+    snapshot: StoredSnapshot
+    after: Hash
+    """The last block of the snapshot before, the genesis for none; later ones are forgotten."""
+
+    def apply(self, connection: apsw.Connection) -> None:
+        """Keep it; its blocks were saved before, be it in the same transaction."""
+        one = self.snapshot
+        before, last = (
+            cast("int", connection.execute("select sequence from block where hash = ?", (name,)).get)
+            for name in (self.after, one.last)
+        )
+        connection.execute("delete from snapshot where sequence > ?", (before,))
+        connection.execute(
+            "insert into snapshot (sequence, head, records, state, digest) values (?, ?, ?, ?, ?)",
+            (last, one.head, one.records, one.state, digest_of(connection, before, last, one)),
+        )
+
+
+def digest_of(connection: apsw.Connection, before: int, last: int, snapshot: StoredSnapshot) -> bytes | None:
+    """Give the digest over a snapshot and the blocks it stands for; None: they are not found by their hashes."""
+    digest = sha256(snapshot.head + snapshot.records + snapshot.state)
+    rows = connection.execute(
+        "select sequence = (select named.sequence from block as named where named.hash = block.hash), "
+        "cast(hash as blob), cast(parent as blob), cast(height as integer), cast(data as blob) "
+        "from block where sequence > ? and sequence <= ? and parent is not null order by sequence",
+        (before, last),
+    )
+    for is_found, name, parent, height, data in cast("Iterable[tuple[int | None, bytes, bytes, int, bytes]]", rows):
+        if not is_found:
+            return None
+        digest.update(b"%b%b%d %b" % (name, parent, height, data))
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 from loremesh.primitives import Hash, Millis
 from loremesh.protocol.block import Block, header_hash
-from loremesh.protocol.fork_choice import MAX_HEADERS_PER_PARENT, Store, new_store, on_block
+from loremesh.protocol.fork_choice import MAX_HEADERS_PER_PARENT, Store, children, new_store, on_block
 from loremesh.protocol.genesis import Genesis, Parameters
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.validation import earliest_time
@@ -52,8 +52,8 @@ def grow(seed: int, size: int, parameters: Parameters = EASY) -> Forest:
 
 def _grown(chance: random.Random, store: Store, name: Hash, producer: Identity) -> Block | None:
     parent = parent_of(store, name)
-    children = [store.entries[child].header for child in store.children.get(name) or ()]
-    if sum(child is not None and child.producer == producer.peer_id for child in children) >= MAX_HEADERS_PER_PARENT:
+    rivals = [child for child in children(store, name) if store.entries[child].link.producer == producer.peer_id]
+    if len(rivals) >= MAX_HEADERS_PER_PARENT:
         return None
     time = earliest_time(store.genesis, parent.link, producer.peer_id) + chance.choice(_DELAYS)
     return block_on(store.genesis, parent, producer, time=time, salt=str(chance.random()))

@@ -7,7 +7,7 @@ from loremesh.errors import InvalidBlock
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
-from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store, is_canonical
+from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store, children, is_canonical
 from loremesh.protocol.identity import peer_id_text
 from loremesh.services.happenings import Banned, Evidence, Happening, Head, Rejected
 from loremesh.storage.writes import SaveBlocks
@@ -84,7 +84,7 @@ class Invariants:
 
     def _check_head(self, node: SmallNode, store: Store, kept: _Kept) -> None:
         tip = store.entries.get(store.head)
-        tips = [name for name in store.entries if name not in store.children]
+        tips = [name for name in store.entries if not children(store, name)]
         if tip is None or store.head not in tips or store.canon.get(tip.link.height) != store.head:
             self._break(node, "has a head that is no tip of its tree")
         elif store.head != store.story and store.head not in kept.names:

@@ -5,7 +5,16 @@ from collections.abc import AsyncGenerator, Sequence
 import trio
 
 from loremesh.primitives import Hash
-from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransactions, StoredBlock, Write
+from loremesh.storage.store import ANY_BYTES
+from loremesh.storage.writes import (
+    RemoveTransactions,
+    SaveBlocks,
+    SaveSnapshot,
+    SaveTransactions,
+    StoredBlock,
+    StoredSnapshot,
+    Write,
+)
 
 
 class MemoryDisk:
@@ -15,6 +24,7 @@ class MemoryDisk:
         self.commits: list[tuple[Write, ...]] = []
         """What became durable, one entry for each trip to the disk."""
         self._blocks: dict[Hash, StoredBlock] = {}
+        self._snapshots: list[StoredSnapshot] = []
         self._transactions: dict[Hash, bytes] = {}
         self._free = trio.Event()
         self._free.set()
@@ -44,6 +54,10 @@ class MemoryDisk:
             case SaveBlocks(blocks):
                 for block in blocks:
                     self._blocks.setdefault(block.hash, block)
+            case SaveSnapshot(snapshot, after):
+                while self._snapshots and self._snapshots[-1].last != after:
+                    self._snapshots.pop()
+                self._snapshots.append(snapshot)
             case SaveTransactions(transactions):
                 for name, data in transactions:
                     self._transactions.setdefault(name, data)
@@ -53,17 +67,33 @@ class MemoryDisk:
             case _:
                 raise TypeError(f"a chain writes no {type(write).__name__}")
 
-    async def blocks(self, batch: int = 256) -> AsyncGenerator[list[StoredBlock], None]:
-        """Give every block in the order saved."""
-        kept = list(self._blocks.values())
+    async def snapshots(self) -> AsyncGenerator[StoredSnapshot, None]:
+        """Give every snapshot in the order saved."""
+        for snapshot in list(self._snapshots):
+            await trio.lowlevel.checkpoint()
+            yield snapshot
+
+    async def load_state(self, head: Hash) -> bytes | None:
+        """Give the state of the newest snapshot that was made with this head."""
+        await trio.lowlevel.checkpoint()
+        return next((one.state for one in reversed(self._snapshots) if one.head == head), None)
+
+    async def blocks(self, batch: int = 256, after: Hash | None = None) -> AsyncGenerator[list[StoredBlock], None]:
+        """Give every block in the order saved, or those behind one of them."""
+        names = list(self._blocks)
+        kept = list(self._blocks.values())[0 if after is None else names.index(after) + 1 :]
         for start in range(0, len(kept), batch):
             await trio.lowlevel.checkpoint()
             yield kept[start : start + batch]
 
-    async def load_blocks(self, hashes: Sequence[Hash]) -> dict[Hash, bytes]:
-        """Give the encodings of those that are kept."""
+    async def load_blocks(self, hashes: Sequence[Hash], enough: int = ANY_BYTES) -> dict[Hash, bytes]:
+        """Give the encodings of those that are kept, until there are enough bytes."""
         await trio.lowlevel.checkpoint()
-        return {name: self._blocks[name].data for name in hashes if name in self._blocks}
+        found: dict[Hash, bytes] = {}
+        for name in hashes:
+            if name in self._blocks and sum(map(len, found.values())) < enough:
+                found[name] = self._blocks[name].data
+        return found
 
     async def transactions(self) -> list[bytes]:
         """Give the waiting transactions in the order saved."""
