@@ -151,6 +151,34 @@ async def test_the_transactions_of_an_abandoned_block_wait_again(keep: Keep) -> 
     assert len(await disk.transactions()) == 1
 
 
+async def test_all_transactions_of_abandoned_blocks_return_with_one_trip_to_the_disk(keep: Keep) -> None:
+    disk, orchard = MemoryDisk(), Orchard(GENESIS)
+    kept = await keep(disk)
+    tip, wishes = orchard.root, [suggestion(DAN, GENESIS, f"The sea freezes in year {n}.", n) for n in range(5)]
+    for wish in wishes:
+        [block] = orchard.grow(tip, 1, BOB, transactions=(wish,))
+        await kept.chain.submit(block, CAT.peer_id)
+        tip = name_of(block)
+    before = len(disk.commits)
+    longer = orchard.grow(orchard.root, 6, CAT)
+    await kept.chain.submit_all(longer, CAT.peer_id)
+    assert kept.chain.head.value == name_of(longer[-1])
+    assert len(kept.chain.pool.waiting) == len(await disk.transactions()) == len(wishes)
+    assert len(disk.commits) == before + 2  # the branch, and what returns
+
+
+async def test_a_reorganisation_of_a_hundred_blocks_is_durable_at_once_and_shows_no_head_between(keep: Keep) -> None:
+    disk, orchard = MemoryDisk(), Orchard(GENESIS)
+    kept = await keep(disk)
+    one, other = (orchard.grow(orchard.root, 100, *producers) for producers in ((BOB, CAT), (CAT, DAN)))
+    right, left = sorted((one, other), key=lambda branch: name_of(branch[-1]))
+    await kept.chain.submit_all(left, CAT.peer_id)
+    commits, heads = len(disk.commits), len(kept.happened.of(Head))
+    await kept.chain.submit_all(right, CAT.peer_id)
+    assert [(head.hash, head.reorg_depth) for head in kept.happened.of(Head)[heads:]] == [(name_of(right[-1]), 100)]
+    assert len(disk.commits) == commits + 1
+
+
 async def test_a_transaction_that_the_new_branch_has_as_well_does_not_return(keep: Keep) -> None:
     orchard = Orchard(GENESIS)
     kept = await keep()

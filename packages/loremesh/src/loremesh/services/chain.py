@@ -49,7 +49,7 @@ from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransact
 
 logger = logging.getLogger("loremesh.chain")
 
-_BATCH: Final = 64
+_BATCH: Final = 128
 _QUEUE: Final = 256
 _ENOUGH_AT_ONCE: Final = 256 * KIB
 _REMEMBERED_CULPRITS: Final = 1024
@@ -374,12 +374,18 @@ class ChainService:
     async def _give_back(self, moves: list[HeadMoved]) -> None:
         """Let the transactions of abandoned blocks wait again."""
         abandoned = [name for move in moves for name in move.abandoned if not is_canonical(self._store, name)]
+        state, now = self.parent().state, Millis(self._clock())
+        returned = []
         for data in (await self._disk.load_blocks(abandoned)).values():
             for transaction in decode(Block, data).transactions:
                 try:
-                    await self.add_transaction(transaction)
+                    self._pool = add(self._pool, transaction, state, now)
                 except ProtocolError as error:  # in the new branch as well, most likely
                     logger.debug("a transaction of an abandoned block does not return: %s", error)
+                else:
+                    returned.append((transaction_hash(self._store.story, transaction.body), encode(transaction)))
+        if returned:
+            await self._disk.commit(SaveTransactions(tuple(returned)))
 
     def _report(self, change: Change) -> None:
         match change:
