@@ -29,6 +29,7 @@ BENCHES: Final = (
     "demo",
     "idle",
     "storage",
+    "chain",
     "burst",
     "gossip",
 )
