@@ -115,6 +115,11 @@ def test_a_value_that_cannot_be_used_is_refused_with_what_would_do(flags: dict[s
     assert refusal(flags).startswith(reason)
 
 
+def test_a_udp_port_is_for_quic() -> None:
+    address = "/ip4/0.0.0.0/udp/4001/quic-v1"
+    assert load_settings(Program.VALIDATOR, {"listen_address": [address]}, {}).listen_addresses == (address,)
+
+
 @pytest.mark.parametrize("program", [Program.CLIENT, Program.VALIDATOR])
 def test_what_only_an_executor_reads_keeps_nobody_else_from_starting(program: Program) -> None:
     environment = {"LOREMESH_BASE_URL": "http://127.0.0.1:1/v1"}

@@ -90,6 +90,17 @@ async def test_a_port_that_is_taken_is_named_and_a_free_one_given_back() -> None
         assert check.ok
 
 
+async def test_a_udp_port_that_is_taken_is_named_and_a_free_one_given_back() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/udp/{taken.getsockname()[1]}/quic-v1"
+        (check,) = await check_listening((address,))
+        assert (check.ok, check.code) == (False, ExitCode.MACHINE)
+    for _ in range(2):
+        (check,) = await check_listening((address,))
+        assert check.ok
+
+
 @pytest.fixture
 async def fake(nursery: trio.Nursery) -> FakeOpenAI:
     fake = FakeOpenAI()

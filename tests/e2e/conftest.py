@@ -47,8 +47,10 @@ def write_genesis(tmp_path: Path) -> Callable[..., Path]:
 async def start(tmp_path: Path, nursery: trio.Nursery) -> StartNode:
     """Start a node program; its data directory is called like the node, and a second start carries on from it."""
 
-    async def start_one(name: str, *arguments: str, role: str = "executor", **extra: str) -> NodeProcess:
-        where = ["--data-dir", str(tmp_path / name), "--listen-address", LOOPBACK]
+    async def start_one(
+        name: str, *arguments: str, role: str = "executor", listen: str = LOOPBACK, **extra: str
+    ) -> NodeProcess:
+        where = ["--data-dir", str(tmp_path / name), "--listen-address", listen]
         run = partial(run_node_process, f"loremesh-{role}", tmp_path / f"{name}.log", *where, *arguments, extra=extra)
         node: NodeProcess = await nursery.start(run)
         return node

@@ -28,6 +28,21 @@ async def test_executors_write_together_over_a_websocket(start: StartNode, write
     await one.wait("head", producer=(await other.wait("ready"))["peer_id"])
 
 
+async def test_a_validator_and_an_executor_tell_a_story_over_quic_alone(
+    start: StartNode, write_genesis: WriteGenesis
+) -> None:
+    genesis = ("--genesis", str(write_genesis()))
+    listen = "/ip4/127.0.0.1/udp/0/quic-v1"
+    validator = await start("val", *genesis, role="validator", listen=listen)
+    ready = await validator.wait("ready")
+    assert ready["addresses"]
+    assert all("/quic-v1/p2p/" in place for place in ready["addresses"])
+    executor = await start("ann", *genesis, "--bootstrap-nodes", ready["addresses"][0], listen=listen)
+    name = (await executor.wait("ready"))["peer_id"]
+    await validator.wait("peer", peer_id=name, change="joined")
+    await validator.wait("head", producer=name)
+
+
 async def test_who_is_behind_a_relay_is_listed_where_the_relay_leads_to_it(
     start: StartNode, write_genesis: WriteGenesis
 ) -> None:

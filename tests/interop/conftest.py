@@ -92,6 +92,8 @@ async def start_js(node_program: str, nursery: trio.Nursery) -> StartJs:
     """Start a js-libp2p node, which runs until the test ends; keyword arguments go to `tests/js/node.js`."""
 
     async def start(**options: object) -> JsNode:
+        if "quic" in options and not list(JS.glob("node_modules/@chainsafe/libp2p-quic-*")):
+            pytest.skip("npm has no build of js-libp2p's QUIC for this machine")
         node = JsNode(node_program, options)
         with trio.fail_after(PATIENCE):
             await nursery.start(node.run)

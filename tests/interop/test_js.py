@@ -102,6 +102,31 @@ async def test_a_websocket_does_as_well_either_way(start_node: StartNode, start_
     assert 0 < await node.ping(js_id, PATIENCE) < PATIENCE
 
 
+async def test_quic_does_as_well_either_way(start_node: StartNode, start_js: StartJs) -> None:
+    node = await start_node(NetworkSettings(listen_addresses=("/ip4/127.0.0.1/udp/0/quic-v1",)))
+    js = await start_js(quic=True, listen=["/ip4/127.0.0.1/udp/0/quic-v1"])
+    name, js_id = peer_id_text(node.peer_id), peer_id_from_text(js.peer_id)
+    await meet(node, js)
+    await share_topic(js, node)
+    assert await js.do("ping", peer=name) >= 0
+    await node.publish(TOPIC, b"good" + bytes(500_000))
+    await hear_in_js(js, b"good" + bytes(500_000))
+    await js.do("publish", topic=TOPIC, data=(b"good" + bytes(400_000)).hex())
+    await hear(node, b"good" + bytes(400_000))
+    await node.disconnect(js_id)
+    await wait_event(node, PeerDisconnected)
+    assert await node.connect(js.addresses[0], PATIENCE) == js_id
+    assert 0 < await node.ping(js_id, PATIENCE) < PATIENCE
+
+
+async def test_a_key_of_another_kind_is_refused_over_quic_too(start_node: StartNode, start_js: StartJs) -> None:
+    node = await start_node(NetworkSettings(listen_addresses=("/ip4/127.0.0.1/udp/0/quic-v1",)))
+    js = await start_js(quic=True, key="Ed25519", listen=["/ip4/127.0.0.1/udp/0/quic-v1"])
+    with pytest.raises(Unreachable, match="another kind"):
+        await node.connect(js.addresses[0].partition("/p2p/")[0], PATIENCE)
+    assert node.connected() == ()
+
+
 async def test_after_dialling_each_other_at_once_gossip_still_passes(start_node: StartNode, start_js: StartJs) -> None:
     for _ in range(3):
         node, js = await start_node(), await start_js()

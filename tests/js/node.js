@@ -4,6 +4,7 @@
 // hexadecimal. The first line printed is {event: "ready", ...}. It ends when stdin does.
 
 import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { generateKeyPair } from '@libp2p/crypto/keys'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify } from '@libp2p/identify'
@@ -29,10 +30,13 @@ const tell = line => process.stdout.write(JSON.stringify(line) + '\n')
 const patiently = () => AbortSignal.timeout(PATIENCE)
 const cidOf = async key => CID.createV1(raw.code, await sha256.digest(new TextEncoder().encode(key)))
 
+// A native module, which npm does not have for every machine: only who asks for it needs it.
+const quic = options.quic ? [(await import('@chainsafe/libp2p-quic')).quic()] : []
+
 const node = await createLibp2p({
   privateKey: await generateKeyPair(options.key ?? 'secp256k1'),
   addresses: { listen: options.listen ?? ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp(), webSockets()],
+  transports: [tcp(), webSockets(), ...quic],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   connectionGater: { denyDialMultiaddr: () => false }, // the default refuses loopback
@@ -101,7 +105,15 @@ const commands = {
     return known?.protocols ?? []
   },
   async ping ({ peer }) {
-    return pinger.ping(connectionTo(peer).remotePeer, { signal: patiently() })
+    const signal = patiently()
+    for (;;) {
+      try {
+        return await pinger.ping(connectionTo(peer).remotePeer, { signal })
+      } catch (error) { // one at a time is all there may be, and the DHT pings too
+        if (error.name !== 'TooManyOutboundProtocolStreamsError' || signal.aborted) throw error
+        await sleep(50)
+      }
+    }
   },
   async subscribe ({ topic }) {
     pubsub.subscribe(topic)

@@ -146,7 +146,7 @@ async def test_a_listener_that_says_nothing_is_a_passed_deadline(start_node: Sta
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost:4001", "/ip4/0.0.0.0/tcp/4001", "/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/1/quic-v1"]
+    "address", ["", "localhost:4001", "/ip4/0.0.0.0/tcp/4001", "/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/1"]
 )
 async def test_an_address_that_cannot_be_dialled_is_a_usage_error(start_node: StartNode, address: str) -> None:
     one = await start_node()

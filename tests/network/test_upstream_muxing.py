@@ -13,6 +13,7 @@ import trio.testing
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import PeerConnected, PeerDisconnected
 from loremesh.network.frames import Stream
+from loremesh.network.muxed import Muxed
 from loremesh.network.upstream.muxing import BoundedYamux
 from loremesh.primitives import MIB
 from loremesh.testing.loopback import PATIENCE, wait_event
@@ -138,7 +139,7 @@ async def test_a_window_grows_to_a_mebibyte_at_most() -> None:
 
 
 async def test_what_nobody_reads_is_bounded_for_all_connections_together() -> None:
-    everybody: WeakSet[BoundedYamux] = WeakSet()
+    everybody: WeakSet[Muxed] = WeakSet()
 
     def of_one_node(session: Any) -> BoundedYamux:
         return BoundedYamux(session, PEER, max_streams=4, all_of_node=everybody)

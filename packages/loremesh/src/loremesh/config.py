@@ -56,8 +56,10 @@ def _multiaddr(text: str) -> str:
         protocols = [protocol.name for protocol in Multiaddr(text).protocols()]
     except (MultiaddrError, ValueError) as error:
         raise ValueError("should be a multiaddr such as /ip4/127.0.0.1/tcp/4001") from error
-    if len(protocols) < 2 or protocols[0] not in _HOSTS or protocols[1] != "tcp":  # noqa: PLR2004 - a host and a port
-        raise ValueError("should name a host and a TCP port, such as /dns4/example.org/tcp/4001")
+    port = protocols[1:3] if protocols[1:2] == ["udp"] else protocols[1:2]
+    if protocols[0] not in _HOSTS or port not in (["tcp"], ["udp", "quic-v1"]):
+        quic = "or a UDP port for QUIC, such as /dns4/example.org/udp/4001/quic-v1"
+        raise ValueError(f"should name a host and a TCP port, such as /dns4/example.org/tcp/4001, {quic}")
     return text
 
 
@@ -248,7 +250,7 @@ def _executor(number: int, table: dict[str, _Given], top: dict[str, _Given], dir
 def _refuse_sharing(executors: tuple[Settings, ...]) -> None:
     seen = dict[object, str]()
     for settings in executors:
-        fixed = [address for address in settings.listen_addresses if "/tcp/0" not in address]
+        fixed = [address for address in settings.listen_addresses if not re.search("/(tcp|udp)/0(/|$)", address)]
         if settings.http is not None and not settings.http.endswith(":0"):
             fixed.append(settings.http)
         for thing in (settings.name, settings.data_dir, settings.key_file, *fixed):

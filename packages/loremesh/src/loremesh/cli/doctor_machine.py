@@ -16,8 +16,9 @@ from loremesh.cli.errors import ExitCode
 from loremesh.cli.findings import Check, failed
 from loremesh.config import Settings
 from loremesh.errors import BackendError, BackendUnauthorised, LoremeshError, MachineError, UsageError
-from loremesh.network.addresses import Endpoint
+from loremesh.network.addresses import Endpoint, Transport
 from loremesh.network.settings import NetworkSettings
+from loremesh.network.udp import bound
 from loremesh.primitives import MIB
 from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.storage.keys import read_key
@@ -49,8 +50,12 @@ async def check_listening(addresses: tuple[str, ...]) -> list[Check]:
         name = f"listen at {address}"
         try:
             endpoint = Endpoint.from_str(address)
-            for listener in await trio.open_tcp_listeners(endpoint.port, host=endpoint.host):
-                await listener.aclose()
+            if endpoint.transport is Transport.QUIC:
+                for datagrams in await bound(endpoint.host, endpoint.port):
+                    datagrams.close()
+            else:
+                for listener in await trio.open_tcp_listeners(endpoint.port, host=endpoint.host):
+                    await listener.aclose()
         except OSError as error:
             remedy = "stop the program that uses the port (your own running node, perhaps), or choose another port"
             checks.append(failed(name, f"cannot be listened at: {error.strerror or error}", remedy))

@@ -11,7 +11,7 @@ from loremesh.cli.errors import ExitCode
 from loremesh.cli.findings import Check, failed
 from loremesh.config import Settings
 from loremesh.errors import ProtocolError, ServiceError, UsageError
-from loremesh.network.addresses import Endpoint
+from loremesh.network.addresses import Endpoint, Transport
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import Hash, PeerId
@@ -87,13 +87,16 @@ class _Node:
         if endpoint.kind.startswith("dns") and not await self._resolves(endpoint):
             return
         place = f"{endpoint.host}:{endpoint.port}"
-        if not await self._accepts(endpoint, place):
+        is_quic = endpoint.transport is Transport.QUIC
+        if not is_quic and not await self._accepts(endpoint, place):
             return
         name = f"identity at {place}"
         try:
             peer_id = await self._network.connect(self._address, _STEP)
         except (ServiceError, ProtocolError, UsageError) as error:
             remedy = "something else listens there, or the node has a new key: ask for the address that it prints"
+            if is_quic:
+                remedy = f"start the node there and open its UDP port in the firewall; else {remedy}"
             self._fail(name, str(error), remedy)
             return
         self.checks.append(Check(name, f"noise handshake done, {peer_id_text(peer_id)}"))

@@ -45,7 +45,11 @@ Version = Annotated[
 ]
 
 DESCRIPTIONS: Final[dict[str, Any]] = {
-    "listen_address": _many("--listen-address", "MULTIADDR", "Listen here; port 0 takes a free one."),
+    "listen_address": _many(
+        "--listen-address",
+        "MULTIADDR",
+        "Listen here: …/tcp/4001, …/tcp/4002/ws or …/udp/4001/quic-v1; port 0: any.",
+    ),
     "announce_address": _many("--announce-address", "MULTIADDR", "Tell others this address instead."),
     "bootstrap_nodes": _text("--bootstrap-nodes", "MULTIADDR,MULTIADDR", "Nodes to connect to first."),
     "data_dir": _text("--data-dir", "DIR", "Where the key and the chain are kept."),

@@ -33,6 +33,10 @@ class Transport(StrEnum):
 
     TCP = "tcp/{}"
     WEBSOCKET = "tcp/{}/ws"
+    QUIC = "udp/{}/quic-v1"
+
+
+_TRANSPORTS: Final = {one.replace("/{}", ""): one for one in Transport}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,11 @@ class Endpoint:
         parts = place.split("/")
         if len(text) > _LONGEST or len(parts) < 5 or parts[0] or not _is_host(parts[1], parts[2]):  # noqa: PLR2004 - host and port
             raise _unusable(text)
-        rest = "/".join(parts[5:])
-        transport = Transport.TCP
-        if rest == "ws" or rest.startswith("ws/"):
-            transport, rest = Transport.WEBSOCKET, rest[3:]
         port = parts[4]
-        if parts[3] != "tcp" or not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
+        transport = _TRANSPORTS.get("/".join((parts[3], *parts[5:6]))) or _TRANSPORTS.get(parts[3])
+        if transport is None or not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
             raise _unusable(text)
-        peer_id = _peer_id(rest, text)
+        peer_id = _peer_id("/".join(parts[transport.count("/") + 4 :]), text)
         if not circuit:
             return cls(parts[1], parts[2], int(port), peer_id, transport)
         if peer_id is None or (behind and not behind.startswith("/")):

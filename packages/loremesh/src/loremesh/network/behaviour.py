@@ -90,13 +90,13 @@ class Behaviour:
 
     def _build(self, identity: Identity) -> None:
         settings = self._settings
-        gate = Gate(
+        self._gate = Gate(
             identity.secret,
             self._is_welcome,
             max_streams=settings.max_streams_per_connection,
             timeout=settings.handshake_timeout,
         )
-        self._host = QuietHost(identity.secret, gate, settings)
+        self._host = QuietHost(identity.secret, self._gate, settings)
         self._swarm = self._host.swarm
         self._router = gossipsub.Router(settings)
         self._pubsub = pubsub.ContainedPubsub(
@@ -127,7 +127,7 @@ class Behaviour:
         Raises:
             MachineError: A port is taken or not ours to take; nothing runs then.
         """
-        listening = Listening()
+        listening = Listening(self._gate.quic)
         await listening.open(endpoint for endpoint in self._listen if endpoint.relay is None)
         if self._mdns is not None:
             try:

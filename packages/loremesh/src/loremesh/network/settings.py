@@ -10,8 +10,9 @@ class NetworkSettings:
     """Everything about the network that an operator or a test may set. Times are in seconds.
 
     Attributes:
-        listen_addresses: Multiaddrs to listen on; port 0 lets the machine choose; `/ws` after the port means WebSocket;
-            `…/p2p/<relay>/p2p-circuit` means to be reachable through that relay; none: dial only.
+        listen_addresses: Multiaddrs to listen on; port 0 lets the machine choose; `/ws` after the port means WebSocket,
+            `/quic-v1` after a UDP port QUIC; `…/p2p/<relay>/p2p-circuit` means to be reachable through that relay;
+            none: dial only.
         announce_addresses: Multiaddrs told to others instead of the ones listened on (behind NAT).
         relay: Pass bytes on between peers that cannot reach each other.
         mdns: Look for peers on the local network, and be found there.

@@ -26,7 +26,7 @@ from multiaddr import Multiaddr
 
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, ServiceError, Unreachable
 from loremesh.network.addresses import Endpoint
-from loremesh.network.upstream.muxing import BoundedYamux
+from loremesh.network.muxed import Muxed
 from loremesh.network.upstream.relay import DEADLINE, HOP, receive, send
 from loremesh.network.upstream.streams import StreamPipe
 from loremesh.network.upstream.swarm import BoundedSwarm
@@ -154,7 +154,7 @@ class Circuits:
             with trio.move_on_after(min(max(seconds / 2, _SHORTEST), _LONGEST)):
                 await muxed.event_closed.wait()
 
-    async def _reserve(self, endpoint: Endpoint) -> tuple[BoundedYamux, float]:
+    async def _reserve(self, endpoint: Endpoint) -> tuple[Muxed, float]:
         with trio.fail_after(DEADLINE):
             relay = await self._connected(endpoint)
             pipe = await self._ask(endpoint)
@@ -175,8 +175,8 @@ def _raw(pipe: StreamPipe, place: str, *, initiator: bool) -> RawConnection:
     return RawConnection(CircuitStream(pipe), initiator, ConnectionType.RELAYED, [Multiaddr(place)])
 
 
-def _muxed(muxed: IMuxedConn) -> BoundedYamux:
-    assert isinstance(muxed, BoundedYamux)  # noqa: S101 - the gate offers nothing else
+def _muxed(muxed: IMuxedConn) -> Muxed:
+    assert isinstance(muxed, Muxed)  # noqa: S101 - the gate offers nothing else
     return muxed
 
 

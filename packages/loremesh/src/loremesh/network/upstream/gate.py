@@ -4,10 +4,12 @@ Symptoms: the default host accepts plaintext and secio, so anyone can claim to b
 although only a secp256k1 id gives an EVM address; there is no say in who connects; a dial must know the peer id
 beforehand although the handshake would tell; and every handshake derives and signs the same static key again.
 
-Here noise is all that is offered, and a remote is admitted right after it has proved its key.
+Here noise is all that is offered, and a remote is admitted right after it has proved its key. QUIC has a proof of its
+own; who gives that is admitted by the same rule.
 """
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 from libp2p.abc import IRawConnection, ISecureConn
 from libp2p.crypto.keys import KeyPair, PrivateKey
@@ -27,6 +29,9 @@ from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
 from loremesh.errors import InvalidMessage
+from loremesh.network.muxed import Muxed
+from loremesh.network.quic.connection import Terms
+from loremesh.network.quic.proof import Chain, Credentials, peer_of
 from loremesh.network.upstream.muxing import PROTOCOL as YAMUX
 from loremesh.network.upstream.muxing import BoundedMuxers, BoundedYamux
 from loremesh.network.upstream.negotiating import EagerClient
@@ -62,14 +67,17 @@ class _OnceSigned(PatternXX):
 
 
 class Gate(TransportUpgrader):
-    """Noise and nothing but noise, yamux and nothing but yamux, and only peers that `is_welcome` lets in."""
+    """Noise and nothing but noise, yamux and nothing but yamux, or QUIC, and only peers that `is_welcome` lets in."""
 
     def __init__(
         self, secret: bytes, is_welcome: Callable[[PeerId], bool], *, max_streams: int, timeout: float
     ) -> None:
-        super().__init__({NOISE: OnceSignedNoise(create_new_key_pair(secret))}, {YAMUX: BoundedYamux})
+        key_pair = create_new_key_pair(secret)
+        all_of_node = WeakSet[Muxed]()
+        super().__init__({NOISE: OnceSignedNoise(key_pair)}, {YAMUX: BoundedYamux})
         self.security_multistream._selector.multiselect_client = EagerClient()  # noqa: SLF001 - upstream has no other way
-        self.muxer_multistream = BoundedMuxers(max_streams, timeout)
+        self.muxer_multistream = BoundedMuxers(max_streams, timeout, all_of_node)
+        self.quic = Terms(Credentials.new(key_pair), self.prove, max_streams, all_of_node)
         self._is_welcome = is_welcome
 
     async def upgrade_security(
@@ -91,11 +99,28 @@ class Gate(TransportUpgrader):
         else:
             secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
         try:
-            remote = check_peer_id(secured.get_remote_peer().to_bytes())
-        except InvalidMessage as error:
+            self._admit(secured.get_remote_peer())
+        except SecurityUpgradeFailure:
             await secured.close()
+            raise
+        return secured
+
+    def prove(self, chain: Chain, expected: ID | None) -> ID:
+        """Tell who shows a chain of certificates, and admit the remote.
+
+        Raises:
+            SecurityUpgradeFailure: A false proof, another peer than `expected`, or one that is not welcome.
+        """
+        remote = peer_of(chain)
+        if expected is not None and remote != expected:
+            raise SecurityUpgradeFailure(f"{remote} answers there")
+        self._admit(remote)
+        return remote
+
+    def _admit(self, peer_id: ID) -> None:
+        try:
+            remote = check_peer_id(peer_id.to_bytes())
+        except InvalidMessage as error:
             raise SecurityUpgradeFailure(f"a peer of another kind: {error}") from error
         if not self._is_welcome(remote):
-            await secured.close()
             raise SecurityUpgradeFailure("a peer that is not welcome here")
-        return secured

@@ -22,44 +22,42 @@ from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from loremesh.network.locks import EagerLock
+from loremesh.network.muxed import Muxed, is_too_much
 from loremesh.network.upstream.flow import FluentStream
 from loremesh.network.upstream.negotiating import EagerClient
-from loremesh.primitives import KIB, MIB
+from loremesh.primitives import MIB
 
 _log = logging.getLogger("loremesh.network")
 _WRITE_DEADLINE: Final = 5.0
 _WINDOW: Final = MIB
 """Most that may be on its way on one stream; upstream lets it grow to sixteen times that."""
 _UNREAD_LIMIT: Final = 8 * _WINDOW
-_UNREAD_TOGETHER: Final = 16 * MIB
-"""Of all connections of a node: else a hundred strangers could each have their limit held."""
-_UNREAD_FREE: Final = 256 * KIB
-"""Of one connection, whatever the others hold: one stream's window, which the honest may fill at any time."""
 PROTOCOL: Final = TProtocol(yamux.PROTOCOL_ID)
 
 yamux.MAX_WINDOW_SIZE = _WINDOW  # else who keeps to its windows could be taken for who does not
 
 
-class BoundedYamux(Yamux):
+class BoundedYamux(Yamux, Muxed):
     """A yamux connection with a limit on streams and on unread bytes, whose frames are whole or end it."""
 
     def __init__(
-        self, secured: ISecureConn, peer_id: ID, max_streams: int, all_of_node: "WeakSet[BoundedYamux] | None" = None
+        self, secured: ISecureConn, peer_id: ID, max_streams: int, all_of_node: WeakSet[Muxed] | None = None
     ) -> None:
         super().__init__(secured, peer_id, is_initiator=secured.is_initiator)
         self._write_lock = EagerLock()  # type: ignore[assignment]  # all that upstream does with it is to enter it
         self._max_streams = max_streams
-        self._all_of_node: WeakSet[BoundedYamux] = WeakSet() if all_of_node is None else all_of_node
+        self._all_of_node: WeakSet[Muxed] = WeakSet() if all_of_node is None else all_of_node
         self._all_of_node.add(self)
+
+    @property
+    def open_streams(self) -> int:
+        """Streams on which either side may still say something."""
+        return len(self.streams)
 
     @property
     def unread(self) -> int:
         """Bytes that came and were not read yet."""
         return sum(map(len, self.stream_buffers.values()))
-
-    def _open_ones(self) -> "list[BoundedYamux]":
-        """Give all connections of this node that are open."""
-        return [one for one in self._all_of_node if not one.event_closed.is_set()]
 
     async def start(self) -> None:
         """Serve the connection until it ends; its socket never outlives this task."""
@@ -104,8 +102,8 @@ class BoundedYamux(Yamux):
         # The one exception for which upstream ends the connection rather than the stream.
         if held > _UNREAD_LIMIT:
             raise trio.TooSlowError(f"more than {_UNREAD_LIMIT} unread bytes")
-        if held > _UNREAD_FREE and length + sum(one.unread for one in self._open_ones()) > _UNREAD_TOGETHER:
-            raise trio.TooSlowError(f"more than {_UNREAD_TOGETHER} unread bytes on all connections")
+        if is_too_much(held, length, self._all_of_node):
+            raise trio.TooSlowError("too many unread bytes on all connections")
         session = self.secured_conn
         if isinstance(session, SecureSession) and session.high_watermark - session.low_watermark >= length:
             return await session.read(length)  # it is here: no need of a deadline
@@ -122,6 +120,10 @@ class BoundedYamux(Yamux):
                 await self.secured_conn.close()
                 raise ConnectionClosedError("the other side takes nothing any more")
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def cut(self) -> None:
+        """Close the socket: a goodbye stuck in its full buffer gives up when that goes."""
+        await self.secured_conn.close()
 
     async def is_answering(self, within: float) -> bool:
         """Ask the other side for a sign of life, for at most `within` seconds."""
@@ -144,11 +146,11 @@ class BoundedYamux(Yamux):
 class BoundedMuxers(MuxerMultistream):
     """Offers yamux alone; stock code builds its own Yamux whatever class it was given."""
 
-    def __init__(self, max_streams: int, timeout: float) -> None:
+    def __init__(self, max_streams: int, timeout: float, all_of_node: WeakSet[Muxed]) -> None:
         super().__init__({PROTOCOL: BoundedYamux}, max(1, int(timeout)))
         self._selector.multiselect_client = EagerClient()
         self._max_streams = max_streams
-        self._muxers: WeakSet[BoundedYamux] = WeakSet()
+        self._muxers = all_of_node
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on yamux and put it on the secured connection."""

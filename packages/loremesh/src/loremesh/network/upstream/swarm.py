@@ -35,9 +35,11 @@ from wsproto import ConnectionType
 from loremesh.errors import ConnectionRefused, ServiceError, Unreachable, UsageError
 from loremesh.network.addresses import Endpoint, Transport, endpoint_of_socket
 from loremesh.network.locks import KeyedLocks
+from loremesh.network.muxed import Muxed
+from loremesh.network.quic.connection import QuicMuxed
+from loremesh.network.quic.dialling import dialled
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gate import Gate
-from loremesh.network.upstream.muxing import BoundedYamux
 from loremesh.network.upstream.sockets import BufferedStream
 from loremesh.network.upstream.websocket import WebSocketStream
 from loremesh.primitives import PeerId
@@ -51,6 +53,8 @@ _LOOK: Final = 0.5
 """Seconds between two looks at whether a connection is idle; also long enough for both sides to have seen both."""
 
 T = TypeVar("T")
+Proven = ISecureConn | QuicMuxed
+"""A connection whose other end has proved who it is."""
 
 
 class StillConnector(AutoConnector):
@@ -89,6 +93,7 @@ class BoundedSwarm(Swarm):
         self._settings = settings
         self._inbound = Counter[str]()
         self._handshakes = trio.CapacityLimiter(settings.max_pending)
+        self._gate = gate
         self._adding = KeyedLocks[ID]()
         self.open_circuit: Callable[[Endpoint], Awaitable[RawConnection]] = _no_circuit
 
@@ -98,7 +103,7 @@ class BoundedSwarm(Swarm):
         """Serve one accepted socket until its connection ends; never raises but for cancellation."""
         try:
             address = str(socket.socket.getpeername()[0])
-            await self._serve(address, partial(_raw, socket, transport, initiator=False))
+            await self._serve(address, partial(self._shake_hands, partial(_raw, socket, transport, initiator=False)))
         except OSError as error:
             _log.debug("an accepted socket is gone already: %r", error)
         finally:
@@ -111,17 +116,53 @@ class BoundedSwarm(Swarm):
             return raw
 
         try:
-            await self._serve(relay, open_already)
+            await self._serve(relay, partial(self._shake_hands, open_already))
         finally:
             await raw.close()
 
-    async def _serve(self, address: str, open_raw: Callable[[], Awaitable[RawConnection]]) -> None:
-        if not self._may_enter(address):
+    async def serve_quic(self, connection: QuicMuxed) -> None:
+        """Serve a connection that took a turn until it ends; give the turn back when the handshake is over."""
+        self.manager.run_task(connection.run)
+        try:
+            await self._serve(str(connection.remote[0]), partial(self._finish_handshake, connection))
+        finally:
+            self._give_turn_back(connection)
+            with trio.CancelScope(shield=True), trio.move_on_after(_FAREWELL):
+                await connection.close()
+
+    async def _finish_handshake(self, connection: QuicMuxed) -> QuicMuxed:
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                await connection.wait_ready()
+        finally:
+            self._give_turn_back(connection)
+        # A dialler that only wanted to see who is here, or is connected already, opens none: it comes to no connection.
+        with trio.move_on_after(self._settings.handshake_timeout):
+            await connection.wait_used()
+        await self.add_conn(connection, direction="inbound")
+        return connection
+
+    async def take_turn(self, connection: QuicMuxed) -> bool:
+        """Wait until a handshake may begin; tell whether that was in time."""
+        with trio.move_on_after(self._settings.handshake_timeout) as deadline:
+            await self._handshakes.acquire_on_behalf_of(connection)
+        return not deadline.cancelled_caught
+
+    def _give_turn_back(self, connection: QuicMuxed) -> None:
+        if connection in self._handshakes.statistics().borrowers:
+            self._handshakes.release_on_behalf_of(connection)
+
+    def is_crowded(self) -> bool:
+        """Tell whether half of the handshakes that may be under way at once are."""
+        return self._handshakes.borrowed_tokens >= max(1, self._settings.max_pending // 2)
+
+    async def _serve(self, address: str, shake_hands: Callable[[], Awaitable[Muxed]]) -> None:
+        if not self.may_enter(address):
             _log.debug("no room for a connection from %s", address)
             return
         self._inbound[address] += 1
         try:
-            muxed = await self._shake_hands(open_raw)
+            muxed = await shake_hands()
             await muxed.event_closed.wait()
         except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
             _log.debug("a connection from %s came to nothing: %r", address, error)
@@ -130,7 +171,8 @@ class BoundedSwarm(Swarm):
             if not self._inbound[address]:
                 del self._inbound[address]
 
-    def _may_enter(self, address: str) -> bool:
+    def may_enter(self, address: str) -> bool:
+        """Tell whether there is room for one more connection from an IP address."""
         settings = self._settings
         is_loopback = address.startswith("127.") or address in {"::1", "::ffff:127.0.0.1"}
         cap = settings.max_connections_per_loopback_address if is_loopback else settings.max_connections_per_address
@@ -139,11 +181,11 @@ class BoundedSwarm(Swarm):
         has_room = inbound < settings.max_inbound and inbound + outbound < settings.max_connections
         return has_room and self._inbound[address] < cap
 
-    async def _shake_hands(self, open_raw: Callable[[], Awaitable[RawConnection]]) -> BoundedYamux:
+    async def _shake_hands(self, open_raw: Callable[[], Awaitable[RawConnection]]) -> Muxed:
         with trio.fail_after(self._settings.handshake_timeout):
             async with self._handshakes:
                 muxed = await self.upgrade_inbound_raw_conn(await open_raw(), _NOWHERE)
-        assert isinstance(muxed, BoundedYamux)  # noqa: S101 - the gate offers nothing else
+        assert isinstance(muxed, Muxed)  # noqa: S101 - the gate offers nothing else
         return muxed
 
     # outbound
@@ -170,7 +212,7 @@ class BoundedSwarm(Swarm):
             return False
         return True
 
-    async def _try_each(self, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
+    async def _try_each(self, endpoint: Endpoint, use: Callable[[Proven], Awaitable[T]]) -> T:
         if endpoint.relay is not None:
             return await self._secure(endpoint, partial(self.open_circuit, endpoint), use)
         errors: list[Exception] = []
@@ -183,8 +225,10 @@ class BoundedSwarm(Swarm):
             raise ConnectionRefused(f"nobody listens at {endpoint}") from errors[-1]
         raise Unreachable(str(errors[-1]) if errors else f"{endpoint.host} has no address") from None
 
-    async def _try(self, host: str, endpoint: Endpoint, use: Callable[[ISecureConn], Awaitable[T]]) -> T:
+    async def _try(self, host: str, endpoint: Endpoint, use: Callable[[Proven], Awaitable[T]]) -> T:
         try:
+            if endpoint.transport is Transport.QUIC:
+                return await self._dial_quic(host, endpoint, use)
             socket = await _connected(host, endpoint.port)
         except ConnectionRefusedError as error:
             raise ConnectionRefused(f"nobody listens at {endpoint}") from error
@@ -196,11 +240,22 @@ class BoundedSwarm(Swarm):
             await trio.aclose_forcefully(socket)
             raise
 
+    async def _dial_quic(self, host: str, endpoint: Endpoint, use: Callable[[Proven], Awaitable[T]]) -> T:
+        expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                async with dialled(host, endpoint.port, expected, self._gate.quic, self.manager.run_task) as connection:
+                    return await use(connection)
+        except OSError:
+            raise
+        except Exception as error:
+            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+
     async def _secure(
         self,
         endpoint: Endpoint,
         open_raw: Callable[[], Awaitable[RawConnection]],
-        use: Callable[[ISecureConn], Awaitable[T]],
+        use: Callable[[Proven], Awaitable[T]],
     ) -> T:
         expected = ID(endpoint.peer_id) if endpoint.peer_id is not None else None
         raw: RawConnection | None = None
@@ -218,7 +273,7 @@ class BoundedSwarm(Swarm):
                     await raw.close()
             raise
 
-    async def _add(self, secured: ISecureConn) -> SwarmConn:
+    async def _add(self, secured: Proven) -> SwarmConn:
         peer_id = secured.get_remote_peer()
         # One at a time, else two dials of one peer that end together would not see each other.
         async with self._adding.of(peer_id):
@@ -226,6 +281,8 @@ class BoundedSwarm(Swarm):
                 if isinstance(known, SwarmConn) and await is_alive(known):
                     await secured.close()
                     return known
+            if isinstance(secured, QuicMuxed):
+                return await self.add_conn(secured, direction="outbound")
             muxed = await self.upgrader.upgrade_connection(secured, peer_id)
             return await self.add_conn(muxed, direction="outbound")
 
@@ -289,7 +346,7 @@ class BoundedSwarm(Swarm):
         idle = 0
         while not conn.is_closed and idle <= 1:  # twice in a row: the other side may be about to open one
             await trio.sleep(_LOOK)
-            idle = 0 if isinstance(conn.muxed_conn, BoundedYamux) and conn.muxed_conn.streams else idle + 1
+            idle = 0 if isinstance(conn.muxed_conn, Muxed) and conn.muxed_conn.open_streams else idle + 1
         await close_quietly(conn)
 
     async def close_all(self) -> None:
@@ -326,7 +383,7 @@ def is_relayed(conn: INetConn) -> bool:
 async def is_alive(conn: INetConn) -> bool:
     """Ask for a sign of life on this very connection."""
     muxed = conn.muxed_conn
-    return isinstance(muxed, BoundedYamux) and not muxed.is_closed and await muxed.is_answering(_SIGN_OF_LIFE)
+    return isinstance(muxed, Muxed) and not muxed.is_closed and await muxed.is_answering(_SIGN_OF_LIFE)
 
 
 async def close_quietly(conn: INetConn) -> None:
@@ -342,15 +399,15 @@ async def close_quietly(conn: INetConn) -> None:
 
 async def _cut(muxed: IMuxedConn) -> None:
     await trio.sleep(_FAREWELL)
-    if isinstance(muxed, BoundedYamux):
-        await muxed.secured_conn.close()  # a goodbye stuck in a full buffer gives up when its socket goes
+    if isinstance(muxed, Muxed):
+        await muxed.cut()
 
 
 async def _no_circuit(endpoint: Endpoint) -> RawConnection:
     raise Unreachable(f"no way to {endpoint}: this node uses no relays")
 
 
-async def _let_go(secured: ISecureConn) -> None:
+async def _let_go(secured: Proven) -> None:
     await secured.close()
 
 
