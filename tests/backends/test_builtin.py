@@ -11,11 +11,12 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loremesh.backends.builtin import BuiltinBackend, Draws, cast_of, chapter_of, tell
+from loremesh.backends.builtin import BuiltinBackend
 from loremesh.backends.grammar.phrases import NAMES, PHRASES
 from loremesh.backends.grammar.reading import names_in, noun_phrases, read_premise
 from loremesh.backends.grammar.sentences import BEATS, OPENING_BEAT, SENTENCES, SPARE
 from loremesh.backends.grammar.settings import COAST, SETTINGS, STARS, WILDS
+from loremesh.backends.grammar.telling import Draws, cast_of, chapter_of, tell
 from loremesh.backends.grammar.weaving import (
     AGAIN,
     ASKED,

@@ -1,4 +1,4 @@
-"""The OpenAI backend against a scripted server: every way a backend misbehaves has one typed error, in bounded time."""
+"""Paragraphs out of a scripted server: every way a backend misbehaves has one typed error, in bounded time."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import trio
 
-from loremesh.backends.answer import MAX_ANSWER_BYTES, AnswerReader
 from loremesh.backends.budget import DailyCap, MemoryTokenCounter
 from loremesh.backends.openai import OpenAIBackend
 from loremesh.backends.prompt import ParagraphRequest
+from loremesh.backends.writer import ChatWriter
 from loremesh.errors import (
     BackendBusy,
     BackendExhausted,
@@ -49,10 +49,10 @@ async def fake(nursery: trio.Nursery) -> FakeOpenAI:
 
 
 @asynccontextmanager
-async def backend(base_url: str, **options: Any) -> AsyncIterator[OpenAIBackend]:
-    made = OpenAIBackend(**{"model": "fake", "base_url": base_url, "api_key": "secret-key", **options})
+async def backend(base_url: str, api_key: str = "secret-key", **options: Any) -> AsyncIterator[ChatWriter]:
+    made = OpenAIBackend(base_url=base_url, api_key=api_key)
     try:
-        yield made
+        yield ChatWriter(made, "fake", **options)
     finally:
         await made.aclose()
 
@@ -78,7 +78,7 @@ async def test_what_is_sent_is_the_prompt_the_key_and_a_limit(fake: FakeOpenAI) 
     assert [message["role"] for message in call.body["messages"]] == ["system", "user"]
     assert "a talking fox" in call.body["messages"][1]["content"]
     assert call.body["max_tokens"] == 560
-    assert set(call.body) == {"model", "messages", "max_tokens", "stream"}
+    assert set(call.body) == {"model", "messages", "max_tokens", "stream", "stream_options"}
 
 
 async def test_each_request_has_its_own_delimiter(fake: FakeOpenAI) -> None:
@@ -87,12 +87,6 @@ async def test_each_request_has_its_own_delimiter(fake: FakeOpenAI) -> None:
     delimiters = {call.body["messages"][1]["content"].split(" ")[0] for call in fake.calls}
     assert len(delimiters) == 2
     assert drafts[0].prompt_digest != drafts[1].prompt_digest
-
-
-async def test_an_alias_names_the_real_model_in_the_request_and_in_the_draft(fake: FakeOpenAI) -> None:
-    async with backend(fake.base_url, model="story-default", aliases={"story-default": "small-1"}) as writer:
-        assert (await writer.write(REQUEST)).model == "small-1"
-    assert fake.calls[0].body["model"] == "small-1"
 
 
 async def test_two_paragraphs_with_a_lead_in_come_back_as_one(fake: FakeOpenAI) -> None:
@@ -266,7 +260,7 @@ async def test_calls_at_once_do_not_pass_the_cap_together(fake: FakeOpenAI) -> N
 
 
 async def test_a_prompt_that_cannot_fit_is_never_sent(fake: FakeOpenAI) -> None:
-    async with backend(fake.base_url, token_limit=600) as writer:
+    async with backend(fake.base_url, context=600) as writer:
         with pytest.raises(PromptTooLong):
             await writer.write(REQUEST)
     assert not fake.calls
@@ -277,72 +271,11 @@ async def test_a_prompt_that_cannot_fit_is_never_sent(fake: FakeOpenAI) -> None:
 )
 def test_a_base_url_that_is_none_is_a_usage_error(base_url: str) -> None:
     with pytest.raises(UsageError, match="--base-url"):
-        OpenAIBackend(model="m", base_url=base_url)
+        OpenAIBackend(base_url=base_url)
 
 
-def read(*pieces: bytes) -> AnswerReader:
-    reader = AnswerReader(420)
-    for piece in pieces:
-        reader.feed(piece)
-    if not reader.is_complete:
-        reader.finish()
-    return reader
-
-
-def test_a_stream_may_be_torn_anywhere() -> None:
-    body = (
-        b': hello\r\n\r\nevent: x\r\ndata: {"choices": [{"delta": {"content": "The l\xc3\xa4mp"}}]}\r\n\r\n'
-        b'data:{"choices": [], "usage": {"total_tokens": 9}}\n\ndata: [DONE]\n\n'
-    )
-    for size in (1, 2, 3, 7, 1000):
-        reader = read(*(body[start : start + size] for start in range(0, len(body), size)))
-        assert (reader.text, reader.total_tokens) == ("The lämp", 9)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"  \n", b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'],
-)
-def test_a_body_that_ends_too_early_is_a_failure(body: bytes) -> None:
-    with pytest.raises(BackendFailed):
-        read(body)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"nonsense\n",
-        b"{",
-        b"{} trailing",
-        b"data: {\n",
-        b"data: 7\n",
-        b"data: null\n",
-        b'data: {"choices": 7}\n',
-        b'data: {"choices": [7]}\n',
-        b'data: {"choices": [{"delta": {"content": 7}}]}\n',
-        b'{"choices": [{"message": null}]}',
-        b'{"choices": [{}]}',
-        b"data: " + b"[" * 100_000 + b"\n",
-        b"data: \xff\xfe\n",
-        b"x" * (MAX_ANSWER_BYTES + 1),
-    ],
-)
-def test_a_body_of_another_shape_is_garbage(body: bytes) -> None:
-    with pytest.raises(BackendGarbage):
-        read(body)
-
-
-def test_an_error_inside_a_stream_is_a_failure() -> None:
-    with pytest.raises(BackendFailed):
-        read(b'data: {"error": {"message": "out of memory"}}\n')
-
-
-def test_thoughts_do_not_count_as_words_enough() -> None:
-    def event(text: str) -> bytes:
-        return b'data: {"choices": [{"delta": {"content": "%b"}}]}\n' % text.encode()
-
-    reader = AnswerReader(5)
-    reader.feed(event("<think>" + "hm " * 50))
-    assert not reader.is_complete
-    reader.feed(event("</think>one two three four five six"))
-    assert reader.is_complete
+async def test_thoughts_do_not_count_as_words_enough(fake: FakeOpenAI) -> None:
+    fake.content = f"<think>{'hm ' * 2000}</think>The lamp burned low."
+    async with backend(fake.base_url) as writer:
+        with trio.fail_after(GENEROUS):
+            assert (await writer.write(REQUEST)).text == "The lamp burned low."

@@ -98,7 +98,7 @@ def test_one_file_serves_all_three_programs(tmp_path: Path) -> None:
         ({"latency": "2,1"}, "--latency: should be MIN,MAX with MIN not above MAX, not '2,1'"),
         ({"latency": "0,6"}, "--latency: should be less than or equal to 5, not '6'"),
         ({"story": "abc"}, "--story: should be a story id: 64 hexadecimal digits, not 'abc'"),
-        ({"backend": "local"}, "--backend: should be 'builtin' or 'openai', not 'local'"),
+        ({"backend": "vllm"}, "--backend: should be 'builtin', 'openai' or 'local', not 'vllm'"),
         ({"backend": "openai"}, "--backend: the openai backend needs --model NAME"),
         ({"base_url": "http://127.0.0.1:1/v1"}, "--base-url: is for the openai backend: add --backend openai"),
         ({"base_url": "localhost:1"}, "--base-url: should be a URL such as http://127.0.0.1:11434/v1"),
@@ -190,9 +190,9 @@ def test_the_defaults_that_help_shows_are_the_defaults() -> None:
         if marked:
             shown += 1
             expected = fields[key].default
-            given = {"mine": True}.get(key, default.removesuffix("]"))
+            given = {"mine": True, "serve": True}.get(key, default.removesuffix("]"))
             assert str(given) in {str(expected), f"{expected:g}" if isinstance(expected, float) else ""}, key
-    assert shown == 7
+    assert shown == 8
 
 
 def test_every_flag_is_a_setting_and_every_setting_but_three_has_a_flag() -> None:
@@ -205,6 +205,7 @@ def test_a_model_is_named_by_an_alias_of_the_configuration(tmp_path: Path) -> No
     file.write_text('backend = "openai"\n[model_aliases]\nstory-default = "llama3.2"\n')
     settings = load_settings(Program.EXECUTOR, {"config": str(file)}, {})
     assert settings.model_aliases == {DEFAULT_MODEL: "llama3.2"}
+    assert settings.backends[0].models == {"llama3.2": "llama3.2"}
     variable = {"LOREMESH_MODEL_ALIASES": "story-default=phi4, quick=qwen3"}
     settings = load_settings(Program.EXECUTOR, {"backend": "openai"}, variable)
     assert settings.model_aliases == {DEFAULT_MODEL: "phi4", "quick": "qwen3"}

@@ -146,7 +146,7 @@ async def test_a_backend_url_that_is_none_is_wrong_usage(tmp_path: Path) -> None
 
 async def test_a_list_of_models_comes_in_time_or_not_at_all(fake: FakeOpenAI) -> None:
     fake.otherwise = Behaviour.HANG
-    backend = OpenAIBackend(model="", base_url=fake.base_url, deadline=0.2)
+    backend = OpenAIBackend(base_url=fake.base_url, patience=0.2)
     with pytest.raises(BackendTimeout):
         await backend.served_models()
     await backend.aclose()
@@ -164,7 +164,7 @@ async def test_a_list_of_models_that_is_none_is_garbage(answer: str, nursery: tr
                 return  # it read as much as it wanted
 
     listeners: list[trio.SocketListener] = await nursery.start(trio.serve_tcp, serve, 0)
-    backend = OpenAIBackend(model="", base_url=f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/v1")
+    backend = OpenAIBackend(base_url=f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/v1")
     with pytest.raises(BackendGarbage):
         await backend.served_models()
     await backend.aclose()

@@ -1,31 +1,41 @@
 """One configuration model for every program: flags, then `LOREMESH_*` variables, then a TOML file, then defaults.
 
 A key has one name everywhere: `work_share` in the file is `--work-share` as a flag and `LOREMESH_WORK_SHARE` in the
-environment. A value that cannot be used is refused in one line that says where it came from and what would do. The
-only door to pydantic and platformdirs.
+environment. A value that cannot be used is refused in one line that says where it came from and what would do. With
+`settings_tables` the only door to pydantic; the only one to platformdirs.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
-from urllib.parse import urlsplit
+from typing import Annotated, Final, Literal
 
 import platformdirs
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
 
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, StoryId
+from loremesh.settings_tables import (
+    PATHS,
+    BackendSettings,
+    BaseUrl,
+    Given,
+    Latency,
+    ModelName,
+    NodeName,
+    Seconds,
+    read_backends,
+    refuse,
+    short_backend,
+    take_keys,
+)
 
 _FILE_LIMIT: Final = 1024 * 1024
-_SHOWN: Final = 80
 _MAX_PORT: Final = 65535
 _HOSTS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
 LISTEN_DEFAULTS: Final = {"validator": "/ip4/0.0.0.0/tcp/4001", "executor": "/ip4/0.0.0.0/tcp/0"}
@@ -81,17 +91,6 @@ def _host_and_port(text: str) -> str:
     return text
 
 
-def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("should be a URL such as http://127.0.0.1:11434/v1")
-    return text
-
-
-def _numbers(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
 def _as_pairs(value: object) -> object:
     """Take a table, or `NAME=MODEL,NAME=MODEL` from the environment."""
     if not isinstance(value, str):
@@ -102,16 +101,8 @@ def _as_pairs(value: object) -> object:
     return {name.strip(): model.strip() for name, _, model in pairs}
 
 
-def _ordered(span: tuple[float, float]) -> tuple[float, float]:
-    if span[0] > span[1]:
-        raise ValueError("should be MIN,MAX with MIN not above MAX")
-    return span
-
-
 Addresses = Annotated[tuple[Annotated[str, AfterValidator(_multiaddr)], ...], BeforeValidator(_as_list)]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_as_list)]
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Latency = Annotated[Seconds, Field(ge=0, le=5)]
+Names = Annotated[tuple[ModelName, ...], BeforeValidator(_as_list)]
 
 
 class Settings(BaseModel):
@@ -122,7 +113,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    name: NodeName
     """What logs call this node; of several executors in one process, also the name of its data directory."""
     data_dir: Path
     """Holds the key, the chain and the mempool; one process at a time."""
@@ -155,9 +146,13 @@ class Settings(BaseModel):
 
     mine: bool = True
     """Whether an executor races to write the next block."""
-    backend: Literal["builtin", "openai"] = "builtin"
-    """What answers prompts: the built-in generator, or any server that speaks the OpenAI API."""
-    base_url: Annotated[str, AfterValidator(_base_url)] | None = None
+    serve: bool = True
+    """Whether an executor answers calls to its models."""
+    backend: Literal["builtin", "openai", "local"] = "builtin"
+    """What answers prompts: the built-in generator, any server that speaks the OpenAI API, or a small model in here."""
+    backends: tuple[BackendSettings, ...] = ()
+    """Of an executor: what its `[[backend]]` tables say, or the one backend that the other keys describe."""
+    base_url: BaseUrl | None = None
     """The OpenAI-compatible server; None: OpenAI's own."""
     api_key: SecretStr | None = None
     """The backend's key; no flag sets it, because a command line is visible to everybody on the machine."""
@@ -167,7 +162,7 @@ class Settings(BaseModel):
     """What names stand for here, such as `story-default` for the cheap model this operator pays for."""
     max_tokens_per_day: Annotated[int | None, Field(ge=1)] = None
     """Tokens that the backend may use between midnights UTC; None: any number."""
-    latency: Annotated[tuple[Latency, Latency], BeforeValidator(_numbers), AfterValidator(_ordered)] = (0.0, 0.0)
+    latency: Latency = (0.0, 0.0)
     """Seconds, least and most, that the built-in generator pretends to think."""
     work_share: Annotated[Seconds, Field(gt=0, le=1)] = 0.2
     """Share of one core that the search for work may use."""
@@ -180,27 +175,22 @@ class Settings(BaseModel):
     """How log lines look."""
 
 
-KEYS: Final = tuple(field.alias or name for name, field in Settings.model_fields.items())
-_PATHS: Final = frozenset({"data_dir", "genesis", "key_file"})
-_SECRETS: Final = frozenset({"private_key", "api_key"})
+KEYS: Final = tuple(field.alias or name for name, field in Settings.model_fields.items() if name != "backends")
 _TABLE_KEYS: Final = frozenset(KEYS) - {"json", "log_level", "log_format", "drain"}
 _FILE_KEYS: Final = frozenset(KEYS) - {"name"}
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Given:
-    """A value somebody gave, and where: a flag, a variable, or a key of a file."""
-
-    value: object
-    where: str
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _File:
     """A configuration file: the keys at its top, and those of each `[[executor]]` table."""
 
-    top: dict[str, _Given]
-    executors: tuple[dict[str, _Given], ...] = ()
+    top: dict[str, Given]
+    executors: tuple[dict[str, Given], ...] = ()
+
+
+def models_directory() -> Path:
+    """Tell where the weights of local models are kept, for all executors of this user."""
+    return Path(platformdirs.user_data_path("loremesh", appauthor=False)) / "models"
 
 
 def load_settings(program: Program, flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:
@@ -215,7 +205,7 @@ def load_settings(program: Program, flags: Mapping[str, object], environment: Ma
         UsageError: The first thing that is wrong, where it stands, and what would succeed.
     """
     file, direct = _sources(flags, environment)
-    return _settings(program, {**file.top, **direct})
+    return _settings(program, {**file.top, **direct}, environment)
 
 
 def load_executors(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[Settings, ...]:
@@ -229,20 +219,26 @@ def load_executors(flags: Mapping[str, object], environment: Mapping[str, str]) 
     """
     file, direct = _sources(flags, environment)
     if not file.executors:
-        return (_settings(Program.EXECUTOR, {**file.top, **direct}),)
+        return (_settings(Program.EXECUTOR, {**file.top, **direct}, environment),)
     shared = {**file.top, **direct}
     for key in ("key_file", "private_key"):
         if key in shared and len(file.executors) > 1:
             message = f"{shared[key].where}: is one node's, and there are {len(file.executors)} [[executor]] tables"
             raise UsageError(f"{message}: give {key} in each table")
-    executors = tuple(_executor(number, table, file.top, direct) for number, table in enumerate(file.executors, 1))
+    executors = tuple(
+        _executor(
+            {"name": Given(f"executor-{number}", f"[[executor]] {number}"), **file.top}, table, direct, environment
+        )
+        for number, table in enumerate(file.executors, 1)
+    )
     _refuse_sharing(executors)
     return executors
 
 
-def _executor(number: int, table: dict[str, _Given], top: dict[str, _Given], direct: dict[str, _Given]) -> Settings:
-    given = {"name": _Given(f"executor-{number}", f"[[executor]] {number}"), **top, **table, **direct}
-    settings = _settings(Program.EXECUTOR, given)
+def _executor(
+    top: dict[str, Given], table: dict[str, Given], direct: dict[str, Given], environment: Mapping[str, str]
+) -> Settings:
+    settings = _settings(Program.EXECUTOR, {**top, **table, **direct}, environment)
     own_folder = "data_dir" in table and "data_dir" not in direct
     return settings if own_folder else settings.model_copy(update={"data_dir": settings.data_dir / settings.name})
 
@@ -259,20 +255,20 @@ def _refuse_sharing(executors: tuple[Settings, ...]) -> None:
             seen[thing] = settings.name
 
 
-def _sources(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[_File, dict[str, _Given]]:
-    direct = dict[str, _Given]()
+def _sources(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[_File, dict[str, Given]]:
+    direct = dict[str, Given]()
     for key in KEYS:
         variable = f"LOREMESH_{key.upper()}"
         flag = flags.get(key)
         if flag is not None and flag != []:
-            direct[key] = _Given(flag, "--" + key.replace("_", "-"))
+            direct[key] = Given(flag, "--" + key.replace("_", "-"))
         elif environment.get(variable):
-            direct[key] = _Given(environment[variable], variable)
+            direct[key] = Given(environment[variable], variable)
     path = flags.get("config") or environment.get("LOREMESH_CONFIG")
     file = _read(Path(str(path))) if path else _File({})
     keyed = "api_key" in direct or "api_key" in file.top
     if not keyed and environment.get("OPENAI_API_KEY"):
-        file.top["api_key"] = _Given(environment["OPENAI_API_KEY"], "OPENAI_API_KEY")
+        file.top["api_key"] = Given(environment["OPENAI_API_KEY"], "OPENAI_API_KEY")
     return file, direct
 
 
@@ -291,64 +287,62 @@ def _read(path: Path) -> _File:
     if not isinstance(executors, list) or not all(isinstance(one, dict) for one in executors):
         raise UsageError(f"{path}: executors are written as [[executor]] tables")
     return _File(
-        _keys(table, _FILE_KEYS | {"executor"}, path, str(path)),
+        take_keys(table, _FILE_KEYS | {"executor"}, path, str(path)),
         tuple(
-            _keys(one, _TABLE_KEYS, path, f"[[executor]] {number} of {path}") for number, one in enumerate(executors, 1)
+            take_keys(one, _TABLE_KEYS, path, f"[[executor]] {number} of {path}")
+            for number, one in enumerate(executors, 1)
         ),
     )
 
 
-def _keys(table: dict[str, Any], known: frozenset[str], path: Path, where: str) -> dict[str, _Given]:
-    given = dict[str, _Given]()
-    for key, value in table.items():
-        if key not in known:
-            close = difflib.get_close_matches(key.replace("-", "_"), known, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(sorted(known))}"
-            raise UsageError(f"{where}: unknown key {key!r}; {hint}")
-        # A path in a file is relative to the file: it means the same from whichever folder the program is started.
-        beside = path.parent / Path(value).expanduser() if key in _PATHS and isinstance(value, str) else value
-        given[key] = _Given(beside, f"{key} in {where}")
-    return given
-
-
-def _settings(program: Program, given: dict[str, _Given]) -> Settings:
+def _settings(program: Program, given: dict[str, Given], environment: Mapping[str, str]) -> Settings:
+    given = dict(given)
+    backend = given.get("backend")
+    tables = backend.value if backend is not None and isinstance(backend.value, tuple) else ()
+    if tables:
+        del given["backend"]
     values: dict[str, object] = {
         "name": program.value,
         "data_dir": Path(platformdirs.user_data_path("loremesh", appauthor=False)) / program.value,
         "listen_address": LISTEN_DEFAULTS.get(program.value, ()),
         **{key: one.value for key, one in given.items()},
     }
-    for key in _PATHS & values.keys():
+    for key in PATHS & values.keys():
         values[key] = Path(str(values[key])).expanduser()
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        _refuse(error.errors(include_url=False, include_context=False)[0], given)
-    _check(program, settings, given)
-    return settings
+        refuse(error.errors(include_url=False, include_context=False)[0], given)
+    _check(given)
+    if program is not Program.EXECUTOR:
+        return settings  # a variable or a table may be meant for the executor that runs beside
+    backends = read_backends(tables, environment, given) if tables else (_short_form(settings, given),)
+    if settings.mine and not any(backend.models for backend in backends):
+        raise UsageError("no [[backend]] names a model to write with: name one in models, or say mine = false")
+    return settings.model_copy(update={"backends": backends})
 
 
-def _refuse(details: ErrorDetails, given: dict[str, _Given]) -> NoReturn:
-    """Turn pydantic's first complaint into our one line."""
-    key = str(details["loc"][0])
-    where = given[key].where if key in given else key
-    reason = details["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-    if key not in _SECRETS:
-        shown = repr(details["input"])
-        reason += f", not {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
-    # The cause would repeat what was given, and that may be a secret.
-    raise UsageError(f"{where}: {reason}") from None
-
-
-def _check(program: Program, settings: Settings, given: dict[str, _Given]) -> None:
+def _check(given: dict[str, Given]) -> None:
     for one, other in (("genesis", "story"), ("key_file", "private_key")):
         if one in given and other in given:
             raise UsageError(f"{given[one].where} and {given[other].where} say the same thing twice: give one of them")
-    if program is not Program.EXECUTOR:
-        return  # a variable may be meant for the executor that runs beside
-    if settings.backend == "openai" and not settings.models and DEFAULT_MODEL not in settings.model_aliases:
-        raise UsageError(
-            f"{given['backend'].where}: the openai backend needs --model NAME, or an alias {DEFAULT_MODEL}"
-        )
+
+
+def _short_form(settings: Settings, given: dict[str, Given]) -> BackendSettings:
+    names = settings.models
+    if settings.backend == "openai" and not names:
+        if DEFAULT_MODEL not in settings.model_aliases:
+            raise UsageError(
+                f"{given['backend'].where}: the openai backend needs --model NAME, or an alias {DEFAULT_MODEL}"
+            )
+        names = (DEFAULT_MODEL,)
     if settings.base_url is not None and "backend" not in given:
         raise UsageError(f"{given['base_url'].where}: is for the openai backend: add --backend openai")
+    return short_backend(
+        settings.backend,
+        models=tuple(settings.model_aliases.get(name, name) for name in names) if settings.backend != "builtin" else (),
+        url=settings.base_url,
+        key=settings.api_key,
+        max_tokens_per_day=settings.max_tokens_per_day,
+        latency=settings.latency,
+    )

@@ -194,6 +194,10 @@ class BackendTimeout(BackendError):
     """The backend took longer than the whole call may take."""
 
 
+class BackendRefused(BackendError):
+    """The backend takes no such request; another one may pass."""
+
+
 class BackendExhausted(BackendError):
     """Today's tokens are used up."""
 

@@ -1,11 +1,13 @@
 """What every backend offers to those who serve calls: an answer to a chat, piece by piece."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from loremesh.protocol.llm import ChatMessage
+from loremesh.protocol.llm import MAX_DELTA_BYTES, ChatMessage
 from loremesh.protocol.receipts import BackendUsage
+
+_BYTES_OF_A_CHARACTER: Final = 4  # of UTF-8, at most
 
 Deliver = Callable[[str], Awaitable[None]]
 """Takes one piece of an answer: not empty, whole characters, at most 64 KiB of UTF-8. Waits while nobody reads."""
@@ -56,3 +58,10 @@ class ChatBackend(Protocol):
     async def aclose(self) -> None:
         """Give back connections; no call may be running."""
         ...
+
+
+def in_pieces(text: str) -> Iterator[str]:
+    """Cut a text of whole characters into what `Deliver` takes; nothing, when it is empty."""
+    most = MAX_DELTA_BYTES // _BYTES_OF_A_CHARACTER
+    for start in range(0, len(text), most):
+        yield text[start : start + most]

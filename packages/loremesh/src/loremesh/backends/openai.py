@@ -8,8 +8,8 @@ import contextlib
 import ipaddress
 import json
 import math
-import secrets
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -17,68 +17,57 @@ import openai
 import trio
 
 from loremesh.backends.answer import AnswerReader
-from loremesh.backends.base import Draft
-from loremesh.backends.budget import DailyCap
-from loremesh.backends.prompt import ParagraphRequest, answer_tokens, build_messages, estimate_tokens
+from loremesh.backends.chat import ChatEnd, ChatRequest, Deliver, in_pieces
 from loremesh.errors import (
     BackendBusy,
     BackendError,
     BackendFailed,
     BackendGarbage,
+    BackendRefused,
     BackendTimeout,
     BackendUnauthorised,
+    PromptTooLong,
     UsageError,
 )
 from loremesh.protocol.content.paragraph import to_visible_lines
-from loremesh.protocol.llm import ChatMessage
 
 _Bytes = AsyncGenerator[bytes, None]
 
 _CONNECT_SECONDS: Final = 5.0
-_ENOUGH: Final = 3  # times the words of a paragraph: room for a heading and a lead-in, then we stop reading
 _MAX_REASON_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = 1 << 20
 _MAX_REASON: Final = 200
 _MAX_RETRY_AFTER: Final = 3600.0
-_SETTLE_SECONDS: Final = 2.0
+_USAGE_SECONDS: Final = 2.0  # after the text, for the count of tokens
 _UNAUTHORISED: Final = (401, 403)
+_REFUSED: Final = (400, 413, 422)
+_TOO_LONG: Final = re.compile(
+    r"context_length_exceeded|exceed_context_size|maximum context length|context (?:length|size|window)", re.IGNORECASE
+)
 _BUSY: Final = (429, 503)
 _FIRST_ERROR: Final = 400
 
 
 class OpenAIBackend:
-    """Writes paragraphs with a model behind an OpenAI-compatible API."""
+    """Answers chats with the models behind an OpenAI-compatible API."""
 
     def __init__(
-        self,
-        *,
-        model: str,
-        base_url: str,
-        api_key: str = "",
-        aliases: Mapping[str, str] | None = None,
-        token_limit: int = 4096,
-        deadline: float = 30.0,
-        cap: DailyCap | None = None,
+        self, *, base_url: str, api_key: str = "", patience: float = 30.0, continue_final_message: bool = False
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
-            model: What to ask for: a name the server knows, or a key of `aliases`.
             base_url: Where the API begins, usually ending in `/v1`.
             api_key: From the environment or a file, never from the command line; local servers take none.
-            aliases: Names such as `story-default` and what they stand for here.
-            token_limit: The model's limit for prompt and answer together.
-            deadline: Seconds for a whole call, connecting and every pause included.
-            cap: Tokens per day; None: no limit.
+            patience: Seconds without a piece of the answer after which a call is given up.
+            continue_final_message: Say in vLLM's words that an answer begun is to be continued; others refuse that.
 
         Raises:
             UsageError: `base_url` is no HTTP URL.
         """
-        self.model = (aliases or {}).get(model, model)
-        self._deadline = deadline
-        self._token_limit = token_limit
-        self._cap = cap
+        self._patience = patience
         self._api_key = api_key
+        self._continue_final_message = continue_final_message
         # Errors are read in our own hook: the SDK would read a body without end. A proxy never serves this machine.
         http_client = openai.DefaultAsyncHttpxClient(
             event_hooks={"response": [self._check_head]}, trust_env=not _is_this_machine(base_url)
@@ -87,35 +76,46 @@ class OpenAIBackend:
             base_url=base_url,
             api_key=api_key or "none",
             max_retries=0,  # another executor, or the next round, is the retry
-            timeout=openai.Timeout(deadline, connect=_CONNECT_SECONDS),
+            timeout=openai.Timeout(None, connect=_CONNECT_SECONDS),  # how long an answer may take is counted here
             default_headers={"Accept-Encoding": "identity"},
             http_client=http_client,
         )
 
-    async def write(self, request: ParagraphRequest) -> Draft:
-        """Ask for a paragraph and fold what comes back; cancelling closes the connection to the server.
+    async def chat(self, request: ChatRequest, deliver: Deliver) -> ChatEnd:
+        """Stream an answer; cancelling closes the connection to the server.
 
         Raises:
             BackendUnauthorised: 401 or 403.
             BackendBusy: 429 or 503, with the seconds to wait if the server names them.
+            PromptTooLong: 400, 413 or 422, because of the model's context.
+            BackendRefused: 400, 413 or 422 for another reason.
             BackendFailed: Any other error status, a refused or broken connection.
-            BackendGarbage: An answer that is no answer, is endless, or holds no paragraph.
-            BackendTimeout: The deadline passed.
-            BackendExhausted: The daily cap has no room for the call.
-            PromptTooLong: The premise does not fit the model.
+            BackendGarbage: An answer that is no answer, is endless, or has no text.
+            BackendTimeout: Nothing came for as long as we have patience.
         """
-        messages = build_messages(request, self._token_limit, secrets.token_hex(16))
-        answer = AnswerReader(_ENOUGH * request.max_words)
-        async with self._within_cap(messages, request.max_words, answer):
-            with trio.move_on_after(self._deadline) as scope:
-                await self._ask(messages, request.max_words, answer)
-            if scope.cancelled_caught:
-                raise BackendTimeout(f"{self.model} took longer than {self._deadline:g} s")
-        max_words = request.max_words
-        if answer.is_truncated:
-            # The last sentence is half a sentence: folding to one word less than there is cuts it off.
-            max_words = min(max_words, max(1, len(answer.text.split()) - 1))
-        return Draft.fold(answer.text, max_words, self.model, messages)
+        answer = AnswerReader()
+        delivered = False
+        async with contextlib.aclosing(self._body(request)) as body:
+            deadline = trio.current_time() + self._patience
+            while not answer.is_complete:
+                with trio.move_on_at(deadline) as scope:
+                    data = await anext(body, None)
+                if scope.cancelled_caught:
+                    if answer.finish is not None:
+                        break  # the text is whole, only the count of tokens did not come
+                    raise BackendTimeout(f"{request.model} said nothing for {self._patience:g} s")
+                finished = answer.finish is not None
+                text = answer.end() if data is None else answer.feed(data)
+                for piece in in_pieces(text):
+                    await deliver(piece)
+                    delivered = True
+                if text:
+                    deadline = trio.current_time() + self._patience
+                if answer.finish is not None and not finished:
+                    deadline = trio.current_time() + _USAGE_SECONDS
+        if not delivered and not request.continues:
+            raise BackendGarbage(f"{request.model} answered without any text")
+        return ChatEnd(answer.finish or "stop", answer.usage)
 
     async def served_models(self) -> tuple[str, ...]:
         """Ask the server which models it has; writes nothing and costs no tokens.
@@ -124,7 +124,7 @@ class OpenAIBackend:
             BackendError: As `write`; BackendGarbage also for a list that is none.
         """
         data = b""
-        with trio.move_on_after(self._deadline) as scope:
+        with trio.move_on_after(self._patience) as scope:
             call = self._client.models.with_streaming_response.list()
             async with contextlib.aclosing(self._bytes_of(call)) as body:
                 async for piece in body:
@@ -132,7 +132,7 @@ class OpenAIBackend:
                     if len(data) > _MAX_LIST_BYTES:
                         raise BackendGarbage(f"{self._client.base_url} answers without end when asked for its models")
         if scope.cancelled_caught:
-            raise BackendTimeout(f"{self._client.base_url} took longer than {self._deadline:g} s")
+            raise BackendTimeout(f"{self._client.base_url} took longer than {self._patience:g} s")
         try:
             return tuple(str(model["id"]) for model in json.loads(data)["data"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -142,18 +142,25 @@ class OpenAIBackend:
         """Close the connections."""
         await self._client.close()
 
-    async def _ask(self, messages: tuple[ChatMessage, ...], max_words: int, answer: AnswerReader) -> None:
-        async with contextlib.aclosing(self._body(messages, max_words)) as body:
-            async for data in body:
-                answer.feed(data)
-                if answer.is_complete:
-                    return
-        answer.finish()
-
-    def _body(self, messages: tuple[ChatMessage, ...], max_words: int) -> AsyncGenerator[bytes, None]:
-        chat: Any = [{"role": message.role, "content": message.content} for message in messages]
+    def _body(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+        chosen = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stop": list(request.stop) or None,
+            "response_format": request.response_format,
+        }
+        options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        if request.continues and self._continue_final_message:
+            options["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
+        chat: Any = [{"role": message.role, "content": message.content} for message in request.messages]
         call = self._client.chat.completions.with_streaming_response.create(
-            model=self.model, messages=chat, max_tokens=answer_tokens(max_words), stream=True
+            model=request.model,
+            messages=chat,
+            max_tokens=request.max_tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
         )
         return self._bytes_of(call)
 
@@ -194,37 +201,11 @@ class OpenAIBackend:
             reason = reason.replace(self._api_key, "***")
         if status in _UNAUTHORISED:
             raise BackendUnauthorised(reason)
+        if status in _REFUSED:
+            raise PromptTooLong(reason) if _is_too_long(body) else BackendRefused(reason)
         if status in _BUSY:
             raise BackendBusy(reason, _retry_after(response.headers.get("retry-after", "")))
         raise BackendFailed(reason)
-
-    @contextlib.asynccontextmanager
-    async def _within_cap(
-        self, messages: tuple[ChatMessage, ...], max_words: int, answer: AnswerReader
-    ) -> AsyncGenerator[None, None]:
-        """Reserve what the call may take; afterwards count what it took, also when it was cancelled."""
-        if self._cap is None:
-            yield
-            return
-        prompt = estimate_tokens(messages)
-        reserved = prompt + answer_tokens(max_words)
-        day = await self._cap.reserve(reserved)
-        try:
-            yield
-        except (BackendUnauthorised, BackendBusy, BackendFailed):
-            if not answer.text:
-                answer.total_tokens = 0  # refused before the model ran
-            raise
-        finally:
-            with trio.move_on_after(_SETTLE_SECONDS, shield=True):
-                await self._cap.settle(day, reserved, _used(prompt, answer))
-
-
-def _used(prompt: int, answer: AnswerReader) -> int:
-    """Tell the tokens of a call: the server's own count, or an estimate that errs upwards."""
-    if answer.total_tokens is not None:
-        return answer.total_tokens
-    return prompt + estimate_tokens((ChatMessage("assistant", answer.text),))
 
 
 def _is_this_machine(base_url: str) -> bool:
@@ -253,6 +234,11 @@ def _reason(body: bytes) -> str:
     except (ValueError, TypeError, KeyError, RecursionError):
         text = body.decode(errors="ignore")
     return to_visible_lines(str(text)).replace("\n", " ").strip()[:_MAX_REASON] or "no reason given"
+
+
+def _is_too_long(body: bytes) -> bool:
+    """Tell a prompt that does not fit from other bad requests: servers say it by a code, a type or a sentence."""
+    return _TOO_LONG.search(body.decode(errors="ignore")) is not None
 
 
 def _retry_after(header: str) -> float | None:

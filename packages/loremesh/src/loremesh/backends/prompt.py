@@ -18,6 +18,12 @@ _TOKENS_PER_MESSAGE: Final = 8
 _TOKENS_PER_WORD: Final = 4
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,20}(?:-[A-Za-z0-9]{1,8}){0,3}")
 _MIN_DELIMITER: Final = 16
+_TITLE: Final = "title and premise"
+_STORY: Final = "story so far"
+_SUGGESTIONS: Final = "suggestions"
+_END: Final = "end"
+_FIRST_LINE: Final = re.compile(rf"(\S{{{_MIN_DELIMITER},64}}) {_TITLE}\n")
+_TASK: Final = re.compile(r"Write paragraph ([0-9]{1,9}) of the story now\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,33 @@ def build_messages(request: ParagraphRequest, token_limit: int, delimiter: str) 
             )
 
 
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """What the user message of a prompt for a paragraph says."""
+
+    title: str
+    premise: str
+    paragraphs: tuple[str, ...]
+    suggestions: tuple[str, ...]
+    height: Height
+
+
+def read_prompt(content: str) -> PromptParts | None:
+    """Read a user message as `build_messages` builds it, for a model that knows it; None for any other text."""
+    first = _FIRST_LINE.match(content)
+    if first is None:
+        return None
+    delimiter = first[1]
+    parts = dict[str, tuple[str, ...]]()
+    for part in content.split(f"{delimiter} ")[1:]:
+        name, *lines = part.rstrip("\n").split("\n")
+        parts[name] = tuple(lines)
+    task = _TASK.match("\n".join(parts.get(_END, ())))
+    title, premise = (*parts[_TITLE], "", "")[:2]
+    suggestions = tuple(line.removeprefix("- ") for line in parts.get(_SUGGESTIONS, ()))
+    return PromptParts(title, premise, parts.get(_STORY, ()), suggestions, Height(int(task[1]) if task else 1))
+
+
 def estimate_tokens(messages: tuple[ChatMessage, ...]) -> int:
     """Count tokens without a tokenizer: one for every 3 bytes of UTF-8, and 8 for each message.
 
@@ -110,12 +143,12 @@ def _instructions(request: ParagraphRequest, delimiter: str) -> str:
 
 
 def _join(delimiter: str, origin: list[str], paragraphs: list[str], suggestions: list[str]) -> str:
-    parts = [f"{delimiter} title and premise", *origin]
+    parts = [f"{delimiter} {_TITLE}", *origin]
     if paragraphs:
-        parts += [f"{delimiter} story so far", *paragraphs]
+        parts += [f"{delimiter} {_STORY}", *paragraphs]
     if suggestions:
-        parts += [f"{delimiter} suggestions", *suggestions]
-    return "\n".join([*parts, f"{delimiter} end"])
+        parts += [f"{delimiter} {_SUGGESTIONS}", *suggestions]
+    return "\n".join([*parts, f"{delimiter} {_END}"])
 
 
 def _quote(text: str, delimiter: str) -> str:

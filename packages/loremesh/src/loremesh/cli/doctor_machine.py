@@ -73,7 +73,7 @@ async def check_backend(settings: Settings, base_url: str) -> Check:
     name = f"backend {base_url}"
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
-        backend = OpenAIBackend(model="", base_url=base_url, api_key=key, deadline=_BACKEND_PATIENCE)
+        backend = OpenAIBackend(base_url=base_url, api_key=key, patience=_BACKEND_PATIENCE)
     except UsageError as error:
         return failed(name, str(error), "write the URL as shown", ExitCode.USAGE)
     try:
