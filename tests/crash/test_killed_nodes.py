@@ -13,7 +13,7 @@ import trio
 from loremesh.protocol.block import Block, Header
 from loremesh.protocol.codec import decode
 from loremesh.storage.store import DATABASE_NAME, Store
-from loremesh.testing.processes import Program, running, write_story
+from loremesh.testing.node_processes import NodeProcess, running, write_story
 
 ROUNDS, FULL_ROUNDS = 4, 20
 RESTART = 2.0
@@ -38,8 +38,8 @@ async def blocks_in(directory: Path, copy: Path) -> dict[str, Header]:
         }
 
 
-def heads_of(node: Program) -> set[str]:
-    return {event["hash"] for event in node.of("head")}
+def heads_of(node: NodeProcess) -> set[str]:
+    return {event["hash"] for event in node.told("head")}
 
 
 def import_time() -> float:
@@ -75,15 +75,15 @@ async def test_a_node_killed_at_any_moment_loses_no_head_it_told_of_and_never_si
                         await node.wait("head", lambda head, me=ready["peer_id"]: head["producer"] == me)  # type: ignore[misc]  # mypy does not infer the second parameter
                         await trio.sleep(chance.uniform(0, 1))
                     node.process.kill()
-                    assert await node.wait_end() == -9, node.said
-                    assert not node.of("evidence")
+                    assert await node.wait_end() == -9, node.log()
+                    assert not node.told("evidence")
                     told |= heads_of(node)
                 kept = await blocks_in(ann, tmp_path / "copy")
                 assert told <= kept.keys(), f"lost after kill {number}"
             assert (await rival.stop())[0] == 0
         assert (await observer.stop())[0] == 0
-        assert not observer.of("evidence")
-        assert not rival.of("evidence")
+        assert not observer.told("evidence")
+        assert not rival.told("evidence")
     assert len(names) == 1
     headers = dict[str, Header]()
     for directory in (ann, bob, watcher):

@@ -16,7 +16,7 @@ import trio
 from loremesh.roles.process import FILES_PER_NODE
 from loremesh.storage.migrations import MIGRATIONS
 from loremesh.storage.store import DATABASE_NAME
-from loremesh.testing.processes import running, write_story
+from loremesh.testing.node_processes import running, write_story
 
 MACHINE: Final = 6
 NAMESPACE: Final = ("unshare", "--mount", "--map-root-user", "sh", "-c")
@@ -45,10 +45,10 @@ def disk(directory: Path, options: str, then: str = "") -> tuple[str, ...]:
 async def refusal(name: str, directory: Path, story: str, *within: str, **options: object) -> str:
     """Start a node that cannot run; give the one line that it says."""
     async with running(name, "--data-dir", str(directory), "--genesis", story, within=within, **options) as node:
-        assert await node.wait_end() == MACHINE, node.said
-        assert not node.of("head")
-        assert node.said.count("\n") == 1, node.said
-        return node.said
+        assert await node.wait_end() == MACHINE, node.log()
+        assert not node.told("head")
+        assert node.log().count("\n") == 1, node.log()
+        return node.log()
 
 
 async def check_runs(directory: Path, story: str) -> None:
@@ -77,9 +77,9 @@ async def test_a_disk_that_fills_up_while_a_story_grows_ends_the_node_with_one_l
 async def refusal_of_writer(name: str, directory: Path, story: str, within: tuple[str, ...]) -> str:
     async with running(name, "--data-dir", str(directory), "--genesis", story, within=within) as node:
         await node.wait("head")
-        assert await node.wait_end() == MACHINE, node.said
-        assert node.said.count("\n") == 1, node.said
-        return node.said
+        assert await node.wait_end() == MACHINE, node.log()
+        assert node.log().count("\n") == 1, node.log()
+        return node.log()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process")
@@ -89,9 +89,9 @@ async def test_a_disk_that_fails_while_a_story_grows_loses_no_head_and_the_node_
     async with running("loremesh-executor", "--data-dir", str(data), "--genesis", story) as node:
         head = await node.wait("head", lambda head: bool(head["height"] >= 3))
         resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
-        assert await node.wait_end() == MACHINE, node.said
-        assert node.said.count("\n") == 1, node.said
-        head = node.of("head")[-1]
+        assert await node.wait_end() == MACHINE, node.log()
+        assert node.log().count("\n") == 1, node.log()
+        head = node.told("head")[-1]
     async with running("loremesh-executor", "--data-dir", str(data)) as again:
         following = await again.wait("head")
         assert following["height"] == head["height"] + 1
@@ -121,11 +121,11 @@ async def test_of_two_nodes_started_at_once_on_one_directory_one_runs(data: Path
     flags = ("--data-dir", str(data), "--genesis", story)
     async with running("loremesh-validator", *flags) as one, running("loremesh-validator", *flags) as other:
         with trio.fail_after(60):
-            while not all(node.of("ready") or node.process.poll() for node in (one, other)):  # noqa: ASYNC110 - two to watch
+            while not all(node.told("ready") or node.process.poll() for node in (one, other)):  # noqa: ASYNC110 - two to watch
                 await trio.sleep(0.01)
-        loser = other if one.of("ready") else one
+        loser = other if one.told("ready") else one
         assert await loser.wait_end() == MACHINE
-        assert loser.said.count("\n") == 1
+        assert loser.log().count("\n") == 1
 
 
 async def test_a_directory_of_a_newer_program_is_said_in_one_line_and_left_alone(data: Path, story: str) -> None:
@@ -186,7 +186,7 @@ async def test_a_node_that_runs_out_of_descriptors_neither_ends_nor_spins_and_se
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         open_now = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count is all
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 2, before[1]))
-        height, used = node.of("head")[-1]["height"], processor_time(pid)
+        height, used = node.told("head")[-1]["height"], processor_time(pid)
         dialled = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
         try:
             began = time.perf_counter()
@@ -202,7 +202,7 @@ async def test_a_node_that_runs_out_of_descriptors_neither_ends_nor_spins_and_se
         async with running("loremesh-validator", *flags) as other:
             await other.wait("head", lambda head: bool(head["height"] >= height))
         assert (await node.stop())[0] == 0
-        assert "Traceback" not in node.said
+        assert "Traceback" not in node.log()
 
 
 def processor_time(pid: int) -> float:

@@ -16,13 +16,13 @@ import trio
 
 from loremesh.storage.lock import LOCK_NAME, locked
 from loremesh.storage.store import DATABASE_NAME
-from loremesh.testing.processes import Program, running, write_story
+from loremesh.testing.node_processes import NodeProcess, running, write_story
 
 IN_TIME: Final = 3.0
 PATIENT: Final = 10.0
 """Seconds that a stop may take on a machine that others keep busy."""
 
-Reached = Callable[[Program, Path], Awaitable[None]]
+Reached = Callable[[NodeProcess, Path], Awaitable[None]]
 
 
 def free_port() -> int:
@@ -39,38 +39,38 @@ async def until(is_so: Callable[[], bool]) -> None:
             await trio.sleep(0.001)
 
 
-def handles(node: Program) -> bool:
+def handles(node: NodeProcess) -> bool:
     """Tell whether a process has a handler of its own for SIGTERM."""
     status = Path(f"/proc/{node.process.pid}/status").read_text(encoding="ascii")
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-def has_imported(node: Program, name: str) -> bool:
+def has_imported(node: NodeProcess, name: str) -> bool:
     return name in Path(f"/proc/{node.process.pid}/maps").read_text(encoding="utf-8")
 
 
-async def importing(node: Program, _directory: Path) -> None:
+async def importing(node: NodeProcess, _directory: Path) -> None:
     await until(lambda: handles(node))
 
 
-async def importing_libp2p(node: Program, _directory: Path) -> None:
+async def importing_libp2p(node: NodeProcess, _directory: Path) -> None:
     await until(lambda: has_imported(node, "coincurve"))
 
 
-async def key_made(_node: Program, directory: Path) -> None:
+async def key_made(_node: NodeProcess, directory: Path) -> None:
     await until((directory / "key").exists)
 
 
-async def directory_locked(_node: Program, directory: Path) -> None:
+async def directory_locked(_node: NodeProcess, directory: Path) -> None:
     await until((directory / LOCK_NAME).exists)
 
 
-async def database_made(_node: Program, directory: Path) -> None:
+async def database_made(_node: NodeProcess, directory: Path) -> None:
     await until((directory / f"{DATABASE_NAME}-wal").exists)
 
 
-async def listening(node: Program, _directory: Path) -> None:
+async def listening(node: NodeProcess, _directory: Path) -> None:
     def listens() -> bool:
         places = list(descriptors(node))
         inodes = {place[8:-1] for place in places if place.startswith("socket:")}
@@ -80,22 +80,22 @@ async def listening(node: Program, _directory: Path) -> None:
     await until(listens)
 
 
-def descriptors(node: Program) -> Iterator[str]:
+def descriptors(node: NodeProcess) -> Iterator[str]:
     """Name what a process holds open; what it closes meanwhile is left out."""
     for entry in Path(f"/proc/{node.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             yield str(entry.readlink())
 
 
-async def telling_its_role(node: Program, _directory: Path) -> None:
+async def telling_its_role(node: NodeProcess, _directory: Path) -> None:
     await node.wait("state")
 
 
-async def ready(node: Program, _directory: Path) -> None:
+async def ready(node: NodeProcess, _directory: Path) -> None:
     await node.wait("ready")
 
 
-async def mining(node: Program, _directory: Path) -> None:
+async def mining(node: NodeProcess, _directory: Path) -> None:
     await node.wait("head")
 
 
@@ -118,9 +118,9 @@ async def check_stops(
     async with running(*command) as node:
         await reached(node, directory)
         code, took = await node.stop(number)
-        assert code == 0, node.said
-        assert "Traceback" not in node.said
-        assert "[error" not in node.said, node.said
+        assert code == 0, node.log()
+        assert "Traceback" not in node.log()
+        assert "[error" not in node.log(), node.log()
         assert took <= PATIENT, reached.__name__
         sys.stdout.write(f"{name} stopped when {reached.__name__}: {took:.2f} s\n")
     with socket.create_server(("127.0.0.1", port)):
@@ -189,7 +189,7 @@ async def test_a_signal_to_every_process_of_a_node_is_a_clean_stop_too(tmp_path:
             [child] = children_of(node.process.pid)
             os.kill(child, number)
             code, _ = await node.stop(number)
-            assert (code, node.said) == (0, "")
+            assert (code, node.log()) == (0, "")
             with pytest.raises(ProcessLookupError):
                 os.kill(child, 0)
 

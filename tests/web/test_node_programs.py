@@ -16,8 +16,7 @@ from loremesh.config import Program, load_executors, load_settings
 from loremesh.errors import Unreachable, UsageError
 from loremesh.protocol.wire import SYNC_PROTOCOL
 from loremesh.testing.loopback import make_node
-from loremesh.testing.processes import Program as Running
-from loremesh.testing.processes import running, write_story
+from loremesh.testing.node_processes import NodeProcess, running, write_story
 
 Ask = Callable[..., Awaitable[Any]]
 PATIENCE = 90
@@ -34,7 +33,7 @@ def genesis(tmp_path: Path) -> Path:
     return write_story(tmp_path / "genesis.toml")
 
 
-def validator(directory: Path, *flags: str) -> AbstractAsyncContextManager[Running]:
+def validator(directory: Path, *flags: str) -> AbstractAsyncContextManager[NodeProcess]:
     return running("loremesh-validator", "--data-dir", str(directory), *flags)
 
 
@@ -69,11 +68,11 @@ async def test_a_node_is_unready_while_its_only_peer_is_gone(genesis: Path, tmp_
         assert (answer.status, answer.json["reasons"]) == (503, ["no peer is connected"])
         assert (await ask(address, "/healthz")).status == 200
 
-        before = len(second.of("peer"))
+        before = len(second.told("peer"))
         again = await stack.enter_async_context(validator(tmp_path / "first", *fixed))
         await again.wait("ready")
         is_back = changed(there["peer_id"], "joined")
-        await second.wait("peer", lambda event: is_back(event) and event in second.of("peer")[before:])
+        await second.wait("peer", lambda event: is_back(event) and event in second.told("peer")[before:])
         assert (await ask(address, "/readyz")).status == 200
 
 
@@ -90,7 +89,7 @@ async def test_what_a_stranger_does_wrong_is_counted(
         for _ in range(2):
             with pytest.raises(Unreachable):  # it hangs up on us
                 await stranger.call(peer, SYNC_PROTOCOL, b"no message at all", 30)
-        rejected = await node.wait("rejected", lambda _: len(node.of("rejected")) > 1)
+        rejected = await node.wait("rejected", lambda _: len(node.told("rejected")) > 1)
         after = samples((await ask(ready["http"], "/metrics")).body)
         labels = frozenset({("what", rejected["what"]), ("fault", rejected["fault"])})
         assert after["loremesh_rejected_total", labels] == 2

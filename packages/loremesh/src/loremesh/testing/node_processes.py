@@ -5,16 +5,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
+from loremesh.primitives import Millis
+from loremesh.protocol.genesis import Parameters, genesis_to_toml
+from loremesh.testing.builders import small_genesis
+
 PATIENCE: Final = 90.0
 """Seconds after which a wait has failed: generous, since machines are shared."""
+SWIFT: Final = Parameters(
+    spacing=Millis(150),
+    min_spacing=Millis(50),
+    solo_after=Millis(200),
+    half_life=Millis(3000),
+    initial_work=64,
+    easiest_work=1,
+)
+"""A story that grows by several blocks per second, also by one node alone."""
+LOOPBACK: Final = ("--listen-address", "/ip4/127.0.0.1/tcp/0")
 _MAX_LOG: Final = 4000
+
+Event = dict[str, Any]
+Fits = Callable[[Event], bool]
 
 
 def program(name: str) -> str:
@@ -75,37 +96,50 @@ async def ask(command: str, address: str, *arguments: str) -> Any:  # noqa: ANN4
 
 @dataclass(slots=True)
 class NodeProcess:
-    """A node program that runs, and what it has told."""
+    """A node program that runs, or ran, and what it has told."""
 
     process: trio.Process
     log_file: Path
-    events: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    """When it was started."""
+    events: list[Event] = field(default_factory=list)
+    """Whole lines of stdout."""
+    times: list[float] = field(default_factory=list)
+    """When each of `events` came, in seconds after `started`."""
     _more: trio.Event = field(default_factory=trio.Event)
     _closed: bool = False
 
-    async def wait(self, event: str, **fits: Any) -> dict[str, Any]:  # noqa: ANN401 - as JSON has it
-        """Wait for an event with these values (`min_height=3`: a height of at least 3); give the first.
+    async def wait(self, event: str, fits: Fits | None = None, **values: Any) -> Event:  # noqa: ANN401 - as JSON has it
+        """Wait for an event as `told` finds it; give the first.
 
         Raises:
             AssertionError: The program ended, or did not tell it in time; with the end of its log.
         """
         with trio.move_on_after(PATIENCE):
-            while not (found := self.told(event, **fits)):
+            while not (found := self.told(event, fits, **values)):
                 if self._closed:
                     break
                 await self._more.wait()
             else:
                 return found[0]
-        raise AssertionError(f"no {event} {fits}; the log ends with:\n{self.log()[-_MAX_LOG:]}")
+        raise AssertionError(f"no {event} {values}; the log ends with:\n{self.log()[-_MAX_LOG:]}")
 
-    def told(self, event: str, *, min_height: int = 0, **fits: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - as above
-        """List the events of a kind with these values so far."""
+    def told(self, event: str, fits: Fits | None = None, *, min_height: int = 0, **values: Any) -> list[Event]:  # noqa: ANN401 - as above
+        """List the events of a kind so far.
+
+        Args:
+            event: The kind.
+            fits: Chooses among them; None: all.
+            min_height: Leaves out those of lower heights.
+            values: Leaves out those that have others.
+        """
         return [
             one
             for one in self.events
             if one["event"] == event
             and one.get("height", 0) >= min_height
-            and all(one.get(key) == value for key, value in fits.items())
+            and all(one.get(key) == value for key, value in values.items())
+            and (fits is None or fits(one))
         ]
 
     async def wait_address(self) -> str:
@@ -132,10 +166,22 @@ class NodeProcess:
         self.send(number)
         return await self.wait_end()
 
-    async def wait_end(self) -> int:
-        """Wait for the end; give the exit code."""
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Send a signal; give the exit code, and the seconds until the end."""
+        began = time.perf_counter()
+        self.send(number)
         with trio.fail_after(PATIENCE):
-            return await self.process.wait()
+            await self.process.wait()
+        took = time.perf_counter() - began
+        return await self.wait_end(), took
+
+    async def wait_end(self) -> int:
+        """Wait until it has ended and all it told is read; give the exit code."""
+        with trio.fail_after(PATIENCE):
+            code = await self.process.wait()
+            while not self._closed:
+                await self._more.wait()
+        return code
 
     async def listen(self) -> None:
         """Take in what it prints, until it ends."""
@@ -144,6 +190,7 @@ class NodeProcess:
         async for piece in self.process.stdout:
             *lines, unread = (unread + piece).split(b"\n")
             self.events += map(json.loads, lines)
+            self.times += [time.perf_counter() - self.started] * len(lines)
             self._ring()
         self._closed = True
         self._ring()
@@ -162,17 +209,32 @@ async def run_node_process(
     log_file: Path,
     *arguments: str,
     extra: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
     task_status: trio.TaskStatus[NodeProcess] = trio.TASK_STATUS_IGNORED,
+    **options: Any,  # noqa: ANN401 - as subprocess takes them
 ) -> None:
-    """Run a node program with `--json` until it ends, or kill it when cancelled; reports the node."""
+    """Run a node program with `--json` until it ends, or kill it when cancelled; reports the node.
+
+    Args:
+        name: `loremesh-validator` or `loremesh-executor`.
+        log_file: Its stderr is added there.
+        arguments: Of the program.
+        extra: Of its environment.
+        within: A command that runs the rest, `unshare` for example.
+        task_status: Gets the node.
+        options: Of `subprocess.Popen`.
+    """
+    began = time.perf_counter()
     with log_file.open("ab") as log:
         process = await trio.lowlevel.open_process(
-            [program(name), "--json", *arguments],
+            [*within, program(name), "--json", *arguments],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             env=clean_environment(extra),
+            **options,
         )
-    node = NodeProcess(process, log_file)
+    node = NodeProcess(process, log_file, began)
     try:
         task_status.started(node)
         await node.listen()
@@ -183,3 +245,26 @@ async def run_node_process(
         with trio.CancelScope(shield=True):
             # A killed process ends at once: this only collects it.
             await process.wait()
+
+
+@asynccontextmanager
+async def running(name: str, *arguments: str, **options: Any) -> AsyncIterator[NodeProcess]:  # noqa: ANN401 - as above
+    """Run a node program for as long as the block lasts; what is left of it then is killed.
+
+    Args:
+        name: `loremesh-validator` or `loremesh-executor`.
+        arguments: `--json` and a free port of 127.0.0.1 come by themselves.
+        options: Of `run_node_process`.
+    """
+    where = () if "--listen-address" in arguments else LOOPBACK
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log.txt"
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(partial(run_node_process, name, log, *arguments, *where, **options))
+            nursery.cancel_scope.cancel()
+
+
+def write_story(path: Path, parameters: Parameters = SWIFT) -> Path:
+    """Write the genesis of a small story to a file; give the path."""
+    path.write_text(genesis_to_toml(small_genesis(parameters)), encoding="utf-8")
+    return path
