@@ -203,12 +203,13 @@ async def test_datagrams_of_anything_are_let_go_and_the_node_lives(start_node: S
 async def test_another_version_is_answered_with_ours_and_only_to_who_has_sent_enough(start_node: StartNode) -> None:
     node = await start_node(QUIC)
     stranger = await connected("127.0.0.1", port_of(node))
-    of_another = b"\xc0" + b"\x1a\x2a\x3a\x4a" + b"\x08" + bytes(8) + b"\x08" + bytes(8)
+    of_another = b"\xc0" + b"\x1a\x2a\x3a\x4a" + b"\x08" + bytes(8) + b"\x08"
     with stranger, trio.fail_after(PATIENCE):
-        await stranger.send(of_another)
-        await stranger.send(of_another + bytes(SMALLEST))
+        await stranger.send(of_another + b"too few.")
+        await stranger.send(of_another + b"enough.." + bytes(SMALLEST))
         answer = pull_quic_header(Buffer(data=await stranger.recv(2048)))
     assert answer.packet_type is QuicPacketType.VERSION_NEGOTIATION
+    assert answer.destination_cid == b"enough.."
     assert answer.supported_versions == [QuicProtocolVersion.VERSION_1]
 
 
