@@ -3,8 +3,11 @@
 Why apsw, why threads and why no writer task: docs/adr/0002-storage.md.
 """
 
+import fcntl
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +18,7 @@ import trio
 
 from loremesh.errors import LoremeshError, MachineError, StorageError
 from loremesh.storage.files import sync_directory
-from loremesh.storage.migrations import migrate
+from loremesh.storage.migrations import STORY, Shape, migrate
 from loremesh.storage.transaction import transaction
 from loremesh.storage.writes import Write
 
@@ -24,6 +27,8 @@ T = TypeVar("T")
 _MOST_SHARED: Final = 256
 """Callers whose writes share one transaction at most, so that the first of them need not wait without end."""
 _BUSY_MILLIS: Final = 5000
+_OPENING_SECONDS: Final = 30
+_OPENING_PAUSE: Final = 0.01
 _SMALLEST_PAGE: Final = 512
 _REFUSALS: Final = (apsw.FullError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)
 _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
@@ -46,6 +51,7 @@ class Database:
     path: Path
     writer: apsw.Connection
     reader: apsw.Connection
+    shape: Shape
     _waiting: dict[_Request, None] = field(default_factory=dict)
     _is_writing: bool = False
     _written: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
@@ -54,15 +60,17 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator[Self]:
-        """Open `path`, made if missing, at the newest version; its directory exists and is ours alone.
+    async def open(cls, path: Path, shape: Shape = STORY) -> AsyncIterator[Self]:
+        """Open `path`, made if missing (for its owner alone), at the newest version; its directory exists.
+
+        Several processes may have it open: a commit waits up to five seconds for another's.
 
         Raises:
             MachineError: It cannot be opened, is damaged, or is of a newer program.
-            StorageError: The disk failed.
+            StorageError: The disk failed, or another process does not let go.
         """
-        writer, reader = await trio.to_thread.run_sync(_open, path)
-        database = cls(path, writer, reader)
+        writer, reader = await trio.to_thread.run_sync(_open, path, shape)
+        database = cls(path, writer, reader, shape)
         try:
             yield database
         finally:
@@ -104,7 +112,7 @@ class Database:
         return await trio.to_thread.run_sync(self._query, query, limiter=self._reading)
 
     def _query(self, query: Callable[[apsw.Connection], T]) -> T:
-        with explained(self.path):
+        with explained(self.path, self.shape):
             return query(self.reader)
 
     async def _write_for_all(self) -> None:
@@ -128,7 +136,7 @@ class Database:
 
     def _transact(self, requests: list[tuple[Write, ...]]) -> list[Exception | None]:
         try:
-            with explained(self.path), transaction(self.writer):
+            with explained(self.path, self.shape), transaction(self.writer):
                 for writes in requests:
                     for write in writes:
                         write.apply(self.writer)
@@ -141,7 +149,7 @@ class Database:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, shape: Shape = STORY) -> Iterator[None]:
     """Turn what SQLite says about the machine into errors that say what to do. Bugs of ours pass unchanged."""
     try:
         yield
@@ -152,54 +160,89 @@ def explained(path: Path) -> Iterator[None]:
     except _REFUSALS as error:
         raise MachineError(f"cannot write {path}: {error}") from error
     except _DAMAGE as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, str(error), shape) from error
     except UnicodeDecodeError as error:  # bytes turned into text, or a name that was changed
-        raise damaged(path, "text that is none") from error
+        raise damaged(path, "text that is none", shape) from error
     except _FAILURES as error:
         raise StorageError(f"{path}: {error}") from error
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}") from error
 
 
-def damaged(path: Path, reason: str) -> MachineError:
+def damaged(path: Path, reason: str, shape: Shape = STORY) -> MachineError:
     """Give the error for a file that cannot be used any more."""
-    return MachineError(
-        f"{path} is damaged ({reason}): move it away and start again, the story comes back from the peers"
-    )
+    return MachineError(f"{path} is damaged ({reason}): move it away and start again, {shape.remedy}")
 
 
-def _open(path: Path) -> tuple[apsw.Connection, apsw.Connection]:
-    with explained(path):
-        _check_not_cut(path)
+def _open(path: Path, shape: Shape) -> tuple[apsw.Connection, apsw.Connection]:
+    with explained(path, shape), _opening_alone(path.parent):
+        _make(path, shape)
         writer = apsw.Connection(str(path))
         try:
             _prepare(writer)
-            _migrate(writer, path)
+            _migrate(writer, path, shape)
             sync_directory(path.parent)  # SQLite syncs the file, and the name of its log, but not the file's name
             reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             _prepare(reader)
             reader.pragma("query_only", value=True)
         except apsw.SQLError as error:  # our statements are right, so what the file says of itself is not
             writer.close()
-            raise damaged(path, str(error)) from error
+            raise damaged(path, str(error), shape) from error
         except BaseException:
             writer.close()
             raise
     return writer, reader
 
 
-def _check_not_cut(path: Path) -> None:
-    """Refuse a log without its database: SQLite takes the rest of one for a new file, and deletes the log.
+@contextmanager
+def _opening_alone(directory: Path) -> Iterator[None]:
+    """Let one process at a time make or migrate databases in `directory`.
+
+    SQLite's own locks do not do: two that find a new file would both make it, and switching on the log fails at once
+    where another does the same.
 
     Raises:
-        MachineError: There is such a log.
+        StorageError: Another process is at it for too long.
     """
-    log = path.with_name(f"{path.name}-wal")
-    if log.exists() and log.stat().st_size and (not path.exists() or path.stat().st_size < _SMALLEST_PAGE):
-        raise damaged(path, "cut short, and its log is not")
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + _OPENING_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(f"{directory}: another process is opening what is kept there") from None
+                time.sleep(_OPENING_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
+def _make(path: Path, shape: Shape) -> None:
+    """Make the file, for its owner alone (its log takes its mode from it), if there is none.
+
+    Raises:
+        MachineError: There is a log without its database: SQLite takes the rest of one for a new file, and deletes
+            the log.
+    """
+    if _size_of(path.with_name(f"{path.name}-wal")) and _size_of(path) < _SMALLEST_PAGE:
+        raise damaged(path, "cut short, and its log is not", shape)
+    # Never opened where it is there already: to close it would end all of SQLite's locks of this process on it.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _size_of(path: Path) -> int:
+    """Give a file's bytes, 0 where there is none: whoever closes a database last deletes its log."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _migrate(connection: apsw.Connection, path: Path, shape: Shape) -> None:
     """Bring the file to the newest version, and see that its tables are those that this makes.
 
     Raises:
@@ -207,10 +250,10 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
     """
     pristine = apsw.Connection(":memory:")
     try:
-        migrate(connection)
-        migrate(pristine)
+        migrate(connection, shape.migrations)
+        migrate(pristine, shape.migrations)
         if _schema(connection) != _schema(pristine):
-            raise damaged(path, "its tables are not ours")
+            raise damaged(path, "its tables are not ours", shape)
     finally:
         pristine.close()
 

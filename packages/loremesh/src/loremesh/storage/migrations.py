@@ -1,6 +1,7 @@
 """The versions of the database's shape, and the way from each to the next."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, cast
 
 import apsw
@@ -48,6 +49,19 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """,
 )
 """Element n brings version n to version n + 1. What has been released is never edited: add another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a kind of database consists of, and what can be done about one that is damaged."""
+
+    migrations: Sequence[str]
+    """As `MIGRATIONS`."""
+    remedy: str
+    """Follows "move it away and start again"."""
+
+
+STORY: Final = Shape(MIGRATIONS, "the story comes back from the peers")
 
 
 def migrate(connection: apsw.Connection, migrations: Sequence[str] = MIGRATIONS) -> None:
