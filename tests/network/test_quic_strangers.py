@@ -205,7 +205,7 @@ async def test_another_version_is_answered_with_ours_and_only_to_who_has_sent_en
     stranger = await connected("127.0.0.1", port_of(node))
     of_another = b"\xc0" + b"\x1a\x2a\x3a\x4a" + b"\x08" + bytes(8) + b"\x08"
     with stranger, trio.fail_after(PATIENCE):
-        await stranger.send(of_another + b"too few.")
+        await stranger.send(of_another + b"too few." + bytes(SMALLEST // 2))
         await stranger.send(of_another + b"enough.." + bytes(SMALLEST))
         answer = pull_quic_header(Buffer(data=await stranger.recv(2048)))
     assert answer.packet_type is QuicPacketType.VERSION_NEGOTIATION
