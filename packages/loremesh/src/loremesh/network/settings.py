@@ -20,7 +20,11 @@ class NetworkSettings:
         max_connections: Open connections, both directions together; an eighth is kept for those this node dials.
         max_connections_per_address: Inbound connections from one remote IP address.
         max_connections_per_loopback_address: The same for this machine, where many nodes share one address.
-        max_pending: Inbound handshakes under way at once; more wait their turn within `handshake_timeout`.
+        max_pending: Inbound handshakes under way at once, a quarter of them with one remote IP address; more wait their
+            turn within `handshake_timeout`.
+        max_waiting: Sockets that wait for their turn, half of them of one remote IP address; more are closed at once.
+        newcomers_per_second: Handshakes begun with one remote IP address, in the long run.
+        newcomers_at_once: Handshakes begun with it without a pause when there was none for a while.
         max_streams_per_connection: Streams that the other side may hold open.
         max_frame: Bytes of one frame of a call, and of one gossip message with its envelope.
         handshake_timeout: From accepting or dialling to a usable connection.
@@ -36,7 +40,10 @@ class NetworkSettings:
     max_connections: int = 128
     max_connections_per_address: int = 16
     max_connections_per_loopback_address: int = 128
-    max_pending: int = 8
+    max_pending: int = 16
+    max_waiting: int = 128
+    newcomers_per_second: float = 20.0
+    newcomers_at_once: int = 4
     max_streams_per_connection: int = 64
     max_frame: int = MIB
     handshake_timeout: float = 5.0

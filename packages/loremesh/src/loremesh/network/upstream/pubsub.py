@@ -12,6 +12,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
 from loremesh.network.locks import EagerLock, KeyedLocks
+from loremesh.network.pace import Allowance, Pace
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
 from loremesh.network.upstream.reading import BufferedReader
@@ -48,6 +50,9 @@ _SEEN: Final = 64 * KIB
 _SEQNO_BYTES: Final = 8
 _TOPICS_PER_PEER: Final = 64
 """A story has three. Upstream starts three tasks for each."""
+_SUBSCRIPTIONS: Final = 256
+"""That a peer may begin and end at once; nobody needs to change its mind without end."""
+_SUBSCRIPTIONS_PER_SECOND: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class ContainedPubsub(Pubsub):
         """Read frames one after the other: a peer that sends faster than we check waits, and costs no memory."""
         peer_id = stream.muxed_conn.peer_id
         reader = BufferedReader(stream)
+        pace, subscriptions = Pace(), Allowance(_SUBSCRIPTIONS, _SUBSCRIPTIONS_PER_SECOND)
         while True:
             try:
                 frame = await read_varint_prefixed_bytes_limited(reader, self.max_inbound_rpc_size)
@@ -125,13 +131,13 @@ class ContainedPubsub(Pubsub):
             except DecodeError as error:
                 raise InvalidMessage(Fault.WRONG_SHAPE, "gossip that is not protobuf") from error
             # A frame that is there already is read without a pause, and checking one takes a while: others run between.
-            await trio.lowlevel.checkpoint()
+            await pace.rest()
             rpc.ClearField("senderRecord")  # addresses come from identify; checking one costs more than the rest
             for number, message in enumerate(rpc.publish):
                 if number:
-                    await trio.lowlevel.checkpoint()
-                await self.push_msg(peer_id, message)
-            if len(rpc.subscriptions) > _TOPICS_PER_PEER:
+                    await pace.rest()
+                await self.push_msg(peer_id, message, pace)
+            if len(rpc.subscriptions) > _TOPICS_PER_PEER or not subscriptions.take(len(rpc.subscriptions)):
                 raise InvalidMessage(Fault.TOO_LARGE, f"{len(rpc.subscriptions)} subscriptions")
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer_id, subscription)
@@ -155,8 +161,8 @@ class ContainedPubsub(Pubsub):
             kept.iwant.add(messageIDs=list(wanted)[:_IDS])
         return rpc_pb2.RPC(control=kept)
 
-    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        """Check a message, deliver it and pass it on; our own go out unchecked."""
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message, pace: Pace | None = None) -> None:
+        """Check a message, deliver it and pass it on; our own go out unchecked. `pace` is told how long that takes."""
         forwarder = PeerId(msg_forwarder.to_bytes())
         topic = msg.topicIDs[0] if len(msg.topicIDs) == 1 else ""
         if topic not in self.topic_ids or message_id(msg) in self._handled:
@@ -170,10 +176,12 @@ class ContainedPubsub(Pubsub):
             if signer == self._me or self._is_denied(signer) or self._is_denied(forwarder):
                 return
             try:
-                if not self._admit(Message(topic, msg.data, signer, forwarder), msg):
-                    return
+                with nullcontext() if pace is None else pace.work():
+                    is_taken = self._admit(Message(topic, msg.data, signer, forwarder), msg)
             except ProtocolError as error:
                 self._refuse(topic, error.fault, signer, forwarder)
+                return
+            if not is_taken:
                 return
         else:
             self._remember(msg)

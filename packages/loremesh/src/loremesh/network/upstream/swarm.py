@@ -1,8 +1,9 @@
 """Connections: `libp2p.network.swarm.Swarm`, and the listener of `libp2p.transport.tcp.tcp`.
 
 Symptoms, inbound: `_do_handle_inbound_connection` keeps its slot and its task until the node ends, so after 250
-connections in its lifetime a node refuses everybody; half-open handshakes are not limited; the listener sets
-SO_REUSEPORT, so two processes share one port without an error and each gets part of the dials (see `listening`).
+connections in its lifetime a node refuses everybody; half-open handshakes are not limited, so that one address can
+keep all others out; the listener sets SO_REUSEPORT, so two processes share one port without an error and each gets part
+of the dials (see `listening`).
 
 Symptoms, outbound: `dial_peer` waits 250 ms after it has succeeded, tries one address per kind of transport, drops
 loopback addresses when it knows others, and remembers a failure for 60 s whatever is learned meanwhile; the
@@ -14,7 +15,8 @@ when two nodes dial each other at once, or one dials two addresses of the other,
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -34,6 +36,7 @@ from wsproto import ConnectionType
 
 from loremesh.errors import ConnectionRefused, ServiceError, Unreachable, UsageError
 from loremesh.network.addresses import Endpoint, Transport, endpoint_of_socket
+from loremesh.network.admission import Admission, Turn
 from loremesh.network.locks import KeyedLocks
 from loremesh.network.muxed import Muxed
 from loremesh.network.quic.connection import QuicMuxed
@@ -92,7 +95,13 @@ class BoundedSwarm(Swarm):
         self.auto_connector = StillConnector(self)
         self._settings = settings
         self._inbound = Counter[str]()
-        self._handshakes = trio.CapacityLimiter(settings.max_pending)
+        self._admission = Admission(
+            at_once=settings.max_pending,
+            waiting=settings.max_waiting,
+            pace=settings.newcomers_per_second,
+            burst=settings.newcomers_at_once,
+        )
+        self._turns = dict[QuicMuxed, Turn]()
         self._gate = gate
         self._adding = KeyedLocks[ID]()
         self.open_circuit: Callable[[Endpoint], Awaitable[RawConnection]] = _no_circuit
@@ -103,7 +112,7 @@ class BoundedSwarm(Swarm):
         """Serve one accepted socket until its connection ends; never raises but for cancellation."""
         try:
             address = str(socket.socket.getpeername()[0])
-            await self._serve(address, partial(self._shake_hands, partial(_raw, socket, transport, initiator=False)))
+            await self._serve(address, partial(_raw, socket, transport, initiator=False))
         except OSError as error:
             _log.debug("an accepted socket is gone already: %r", error)
         finally:
@@ -116,21 +125,27 @@ class BoundedSwarm(Swarm):
             return raw
 
         try:
-            await self._serve(relay, partial(self._shake_hands, open_already))
+            await self._serve(relay, open_already)
         finally:
             await raw.close()
 
     async def serve_quic(self, connection: QuicMuxed) -> None:
         """Serve a connection that took a turn until it ends; give the turn back when the handshake is over."""
         self.manager.run_task(connection.run)
+        address = str(connection.remote[0])
         try:
-            await self._serve(str(connection.remote[0]), partial(self._finish_handshake, connection))
+            if self.may_enter(address):  # else others were first
+                with self._counted(address):
+                    await self._finish_handshake(connection)
+                    await connection.event_closed.wait()
+        except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
+            _log.debug("a connection from %s came to nothing: %r", address, error)
         finally:
             self._give_turn_back(connection)
             with trio.CancelScope(shield=True), trio.move_on_after(_FAREWELL):
                 await connection.close()
 
-    async def _finish_handshake(self, connection: QuicMuxed) -> QuicMuxed:
+    async def _finish_handshake(self, connection: QuicMuxed) -> None:
         try:
             with trio.fail_after(self._settings.handshake_timeout):
                 await connection.wait_ready()
@@ -140,32 +155,45 @@ class BoundedSwarm(Swarm):
         with trio.move_on_after(self._settings.handshake_timeout):
             await connection.wait_used()
         await self.add_conn(connection, direction="inbound")
-        return connection
 
     async def take_turn(self, connection: QuicMuxed) -> bool:
         """Wait until a handshake may begin; tell whether that was in time."""
-        with trio.move_on_after(self._settings.handshake_timeout) as deadline:
-            await self._handshakes.acquire_on_behalf_of(connection)
-        return not deadline.cancelled_caught
+        address = str(connection.remote[0])
+        if self._admission.has_room(address):
+            with trio.move_on_after(self._settings.handshake_timeout):
+                self._turns[connection] = await self._admission.begin(address)
+        return connection in self._turns
 
     def _give_turn_back(self, connection: QuicMuxed) -> None:
-        if connection in self._handshakes.statistics().borrowers:
-            self._handshakes.release_on_behalf_of(connection)
+        if (turn := self._turns.pop(connection, None)) is not None:
+            self._admission.end(turn)
 
     def is_crowded(self) -> bool:
         """Tell whether half of the handshakes that may be under way at once are."""
-        return self._handshakes.borrowed_tokens >= max(1, self._settings.max_pending // 2)
+        return self._admission.is_crowded
 
-    async def _serve(self, address: str, shake_hands: Callable[[], Awaitable[Muxed]]) -> None:
-        if not self.may_enter(address):
+    async def _serve(self, address: str, open_raw: Callable[[], Awaitable[RawConnection]]) -> None:
+        if not self.may_enter(address) or not self._admission.has_room(address):
             _log.debug("no room for a connection from %s", address)
             return
+        with ExitStack() as stack:
+            try:
+                with trio.fail_after(self._settings.handshake_timeout):
+                    async with self._admission.turn(address):
+                        if not self.may_enter(address):  # others were first
+                            return
+                        stack.enter_context(self._counted(address))
+                        muxed = await self.upgrade_inbound_raw_conn(await open_raw(), _NOWHERE)
+                assert isinstance(muxed, Muxed)  # noqa: S101 - the gate offers nothing else
+                await muxed.event_closed.wait()
+            except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
+                _log.debug("a connection from %s came to nothing: %r", address, error)
+
+    @contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
         self._inbound[address] += 1
         try:
-            muxed = await shake_hands()
-            await muxed.event_closed.wait()
-        except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
-            _log.debug("a connection from %s came to nothing: %r", address, error)
+            yield
         finally:
             self._inbound[address] -= 1
             if not self._inbound[address]:
@@ -180,13 +208,6 @@ class BoundedSwarm(Swarm):
         inbound = self._inbound.total()
         has_room = inbound < settings.max_inbound and inbound + outbound < settings.max_connections
         return has_room and self._inbound[address] < cap
-
-    async def _shake_hands(self, open_raw: Callable[[], Awaitable[RawConnection]]) -> Muxed:
-        with trio.fail_after(self._settings.handshake_timeout):
-            async with self._handshakes:
-                muxed = await self.upgrade_inbound_raw_conn(await open_raw(), _NOWHERE)
-        assert isinstance(muxed, Muxed)  # noqa: S101 - the gate offers nothing else
-        return muxed
 
     # outbound
 
