@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 import trio
 
-from loremesh.errors import Fault, InvalidBlock, InvalidMessage, ProtocolError, RequestRefused
+from loremesh.errors import Fault, InvalidBlock, InvalidMessage, ProtocolError, RequestRefused, StorageError
 from loremesh.primitives import Hash, Millis, PeerId, Signature
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import encode
-from loremesh.protocol.peer_score import FIRST_BAN, FOUL, LIE
+from loremesh.protocol.peer_score import FIRST_BAN, FOUL, LIE, LONGEST_BAN, next_release
 from loremesh.protocol.wire import BlockAnnouncement, MessageType, seal, topic
 from loremesh.services.happenings import Banned, Head, Rejected
 from loremesh.services.scores import ScoreService
+from loremesh.storage.writes import Ban, SaveBan, Write
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, EASY, identity, resigned, small_genesis
 from loremesh.testing.happened import Happened
+from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.orchard import Orchard
 from loremesh.testing.small_network import SmallNetwork, SmallNode, wait_agreement
 
@@ -46,9 +48,14 @@ def happened() -> Happened:
     return Happened()
 
 
+def wall() -> int:
+    """Tell the time of day, in a year when nobody was banned."""
+    return 10**12 + round(1000 * trio.current_time())
+
+
 @pytest.fixture
 async def judge(door: Door, happened: Happened, nursery: trio.Nursery) -> ScoreService:
-    service = ScoreService(ANN.peer_id, door, happened)
+    service = ScoreService(ANN.peer_id, door, MemoryDisk(), clock=wall, tell=happened)
     nursery.start_soon(service.run)
     return service
 
@@ -109,6 +116,96 @@ async def test_the_operators_list_and_the_bans_are_one_list(judge: ScoreService,
     judge.deny(frozenset({CAT.peer_id}))
     await trio.sleep(FIRST_BAN + 1)
     assert door.denied[-1] == {CAT.peer_id}
+
+
+async def restarted(disk: MemoryDisk, door: Door, nursery: trio.Nursery, skew: int = 0) -> ScoreService:
+    """Start a service on what another one has left, its clock so many milliseconds off."""
+    service = ScoreService(ANN.peer_id, door, disk, clock=lambda: wall() + skew, tell=Happened())
+    await service.restore()
+    nursery.start_soon(service.run)
+    await trio.sleep(1)
+    return service
+
+
+async def test_a_restart_lets_nobody_in_who_is_kept_out_and_keeps_to_the_end_of_the_ban(
+    door: Door, nursery: trio.Nursery
+) -> None:
+    disk = MemoryDisk()
+    lie(await restarted(disk, door, nursery))
+    await trio.sleep(99)
+    later = Door()
+    judge = await restarted(disk, later, nursery)
+    assert later.denied == [{EVE.peer_id}]
+    await trio.sleep(FIRST_BAN - 105)
+    assert judge.banned == {EVE.peer_id}
+    await trio.sleep(10)
+    assert later.denied == [{EVE.peer_id}, frozenset()]
+
+
+async def test_the_next_ban_after_a_restart_is_longer_than_the_one_before(door: Door, nursery: trio.Nursery) -> None:
+    disk = MemoryDisk()
+    lie(await restarted(disk, door, nursery))
+    await trio.sleep(FIRST_BAN + 10)
+    judge = await restarted(disk, door, nursery)
+    assert not judge.banned
+    lie(judge)
+    await trio.sleep(2 * FIRST_BAN - 10)
+    assert judge.banned == {EVE.peer_id}
+
+
+async def test_after_a_good_day_a_ban_is_forgotten_on_the_disk_too(door: Door, nursery: trio.Nursery) -> None:
+    disk = MemoryDisk()
+    await disk.commit(SaveBan(Ban(EVE.peer_id, Millis(wall() - 1000 * round(LONGEST_BAN) - 1), 1), Millis(0)))
+    judge = await restarted(disk, door, nursery)
+    for _ in range(4):
+        judge.penalize(DAN.peer_id, "sync", LYING)
+    await trio.sleep(1)
+    assert [ban.peer_id for ban in await disk.bans()] == [DAN.peer_id]
+
+
+async def test_a_clock_set_back_over_a_restart_keeps_nobody_out_for_longer_than_the_longest_ban(
+    door: Door, nursery: trio.Nursery
+) -> None:
+    disk = MemoryDisk()
+    lie(await restarted(disk, door, nursery))
+    await trio.sleep(1)
+    before = trio.current_time()
+    judge = await restarted(disk, door, nursery, skew=-(10**11))
+    assert judge.banned == {EVE.peer_id}
+    release = next_release(judge._standings, trio.current_time())
+    assert release == pytest.approx(before + LONGEST_BAN)
+
+
+async def test_a_ban_that_comes_while_another_is_being_written_is_written_too(
+    door: Door, nursery: trio.Nursery
+) -> None:
+    disk = MemoryDisk()
+    judge = await restarted(disk, door, nursery)
+    disk.hold_up()
+    lie(judge)
+    await disk.asked.wait()
+    for _ in range(4):
+        judge.penalize(DAN.peer_id, "sync", LYING)
+    disk.go_on()
+    await trio.sleep(1)
+    assert {ban.peer_id for ban in await disk.bans()} == {EVE.peer_id, DAN.peer_id}
+
+
+class FailingDisk(MemoryDisk):
+    """Fails at every write."""
+
+    async def commit(self, *writes: Write) -> None:
+        """Fail."""
+        await trio.lowlevel.checkpoint()
+        if writes:
+            raise StorageError("no")
+
+
+async def test_a_ban_holds_although_the_disk_fails(door: Door, nursery: trio.Nursery) -> None:
+    judge = await restarted(FailingDisk(), door, nursery)
+    lie(judge)
+    await trio.sleep(1)
+    assert door.denied[-1] == {EVE.peer_id}
 
 
 async def test_a_refused_request_is_no_fault_and_no_news(judge: ScoreService, happened: Happened) -> None:

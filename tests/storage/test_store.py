@@ -7,7 +7,17 @@ import pytest
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.storage.store import KnownPeer, Store
-from loremesh.storage.writes import MOST_PEERS, RememberPeer, RemoveTransactions, SaveBlocks, SetNote, StoredBlock
+from loremesh.storage.writes import (
+    MOST_BANS,
+    MOST_PEERS,
+    Ban,
+    RememberPeer,
+    RemoveTransactions,
+    SaveBan,
+    SaveBlocks,
+    SetNote,
+    StoredBlock,
+)
 
 STORY = Hash(hashlib.sha256(b"genesis").digest())
 PEER = PeerId(bytes(39))
@@ -147,3 +157,22 @@ async def test_the_peers_seen_last_are_remembered_and_an_older_sighting_changes_
 
     assert [peer.seen for peer in known] == list(range(MOST_PEERS + 2, 2, -1))
     assert known[2].seen == MOST_PEERS
+
+
+async def test_bans_outlive_a_restart_each_peer_with_its_last_one(tmp_path: Path) -> None:
+    other = PeerId(b"\x01" * 39)
+    async with Store.open(tmp_path) as store:
+        assert await store.bans() == []
+        for ban in (Ban(PEER, Millis(5), 1), Ban(other, Millis(7), 1), Ban(PEER, Millis(9), 2)):
+            await store.commit(SaveBan(ban, Millis(0)))
+    async with Store.open(tmp_path) as store:
+        assert await store.bans() == [Ban(other, Millis(7), 1), Ban(PEER, Millis(9), 2)]
+        await store.commit(SaveBan(Ban(PEER, Millis(20), 3), Millis(8)))
+        assert await store.bans() == [Ban(PEER, Millis(20), 3)]
+
+
+async def test_of_too_many_bans_those_that_end_first_are_forgotten(tmp_path: Path) -> None:
+    many = [Ban(PeerId(number.to_bytes(39, "big")), Millis(number), 1) for number in range(MOST_BANS + 5)]
+    async with Store.open(tmp_path) as store:
+        await store.commit(*(SaveBan(ban, Millis(0)) for ban in many))
+        assert await store.bans() == many[5:]

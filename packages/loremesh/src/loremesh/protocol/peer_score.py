@@ -135,6 +135,21 @@ def on_fault(standings: Map[PeerId, Standing], peer: PeerId, points: int, now: f
     return _with_room(standings.insert(peer, after), peer, now)
 
 
+def with_ban(
+    standings: Map[PeerId, Standing], peer: PeerId, number: int, until: float, now: float
+) -> Map[PeerId, Standing]:
+    """Keep a peer out that was kept out before a restart.
+
+    Args:
+        standings: Of everybody.
+        peer: Whom.
+        number: The how-manieth ban in a row it is.
+        until: When it ends, or has ended: the next one is longer for it. Never further away than the longest.
+        now: Seconds of the same clock.
+    """
+    return _with_room(standings.insert(peer, Standing(0.0, now, number, min(until, now + LONGEST_BAN))), peer, now)
+
+
 def ban_time(bans: int) -> float:
     """Tell how many seconds the `bans`-th ban in a row lasts: twice the last one, within a day."""
     return min(LONGEST_BAN, math.ldexp(FIRST_BAN, min(bans - 1, 32)))

@@ -31,7 +31,8 @@ from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.wire import PEERS_PROTOCOL, SYNC_PROTOCOL
 from loremesh.services import announcements, peers, scores, sync
 from loremesh.services.announcements import Announcer
-from loremesh.services.chain import ChainService, Disk, Penalize
+from loremesh.services.chain import ChainService, Penalize
+from loremesh.services.chain import Disk as ChainDisk
 from loremesh.services.happenings import Clock, Ready, Tell
 from loremesh.services.peers import PeerService, Self
 from loremesh.services.scores import ScoreService
@@ -69,6 +70,10 @@ class Network(peers.Network, announcements.Network, sync.Network, scores.Network
 
     async def find_providers(self, key: str) -> tuple[ProviderRecord, ...]:
         """Ask the DHT who provides `key`."""
+
+
+class Disk(ChainDisk, scores.Disk, Protocol):
+    """What a node needs of storage: `Store`, or a `MemoryDisk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,7 @@ async def assemble(
         role: `validator` or `executor`, as its peers hear it.
         identity: Ours.
         network: Not used before `Services.run`, but for what it serves.
-        disk: Keeps the story.
+        disk: Keeps the story, and who is kept out.
         genesis: Of the story; None: a pure anchor.
         clock: Unix milliseconds.
         tell: Hears of all that an operator may want to know; must return at once.
@@ -207,7 +212,8 @@ async def assemble(
         models: What it serves, as its peers hear it.
         max_reorg: Deepest automatic reorganisation; None: what the protocol recommends.
     """
-    judge = ScoreService(identity.peer_id, network, tell)
+    judge = ScoreService(identity.peer_id, network, disk, clock=clock, tell=tell)
+    await judge.restore()
     story = None
     if genesis is not None:
         chain = ChainService(

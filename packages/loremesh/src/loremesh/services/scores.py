@@ -11,10 +11,11 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import ProtocolError, RequestRefused
-from loremesh.primitives import PeerId
+from loremesh.errors import ProtocolError, RequestRefused, StorageError
+from loremesh.primitives import Millis, PeerId
 from loremesh.protocol.identity import peer_id_text
 from loremesh.protocol.peer_score import (
+    LONGEST_BAN,
     Standing,
     ban_time,
     banned,
@@ -23,9 +24,11 @@ from loremesh.protocol.peer_score import (
     next_release,
     on_fault,
     score,
+    with_ban,
 )
 from loremesh.protocol.persistent import Map
-from loremesh.services.happenings import Banned, Rejected, Tell
+from loremesh.services.happenings import Banned, Clock, Rejected, Tell
+from loremesh.storage.writes import Ban, SaveBan, Write
 
 logger = logging.getLogger("loremesh.scores")
 
@@ -40,19 +43,34 @@ class Network(Protocol):
         """Let nobody of these in; replaces the list before."""
 
 
+class Disk(Protocol):
+    """What scoring needs of storage."""
+
+    async def commit(self, *writes: Write) -> None:
+        """Make all of `writes` durable."""
+
+    async def bans(self) -> list[Ban]:
+        """Give the bans that are remembered."""
+
+
 class ScoreService:
     """Sole owner of the peers' scores and of the list of who is not let in.
 
     Args:
         me: Ourselves, who are never kept out.
         network: Keeps peers out.
+        disk: Remembers bans over a restart; what was lost short of one is forgiven by it.
+        clock: Unix milliseconds.
         tell: Hears of every refusal and of every ban.
     """
 
-    def __init__(self, me: PeerId, network: Network, tell: Tell) -> None:
+    def __init__(self, me: PeerId, network: Network, disk: Disk, *, clock: Clock, tell: Tell) -> None:
         self._me = me
         self._network = network
+        self._disk = disk
+        self._clock = clock
         self._tell = tell
+        self._unsaved: dict[PeerId, Ban] = {}
         self._denied = frozenset[PeerId]()
         self._standings: Map[PeerId, Standing] = Map()
         self._changed = trio.Event()
@@ -94,20 +112,40 @@ class ScoreService:
             seconds = ban_time(self._standings[peer_id].bans)
             logger.warning("%s is kept out for %.0f s: it broke too many rules", peer_id_text(peer_id), seconds)
             self._tell(Banned(peer_id, seconds))
+            ends = Millis(self._clock() + round(1000 * seconds))
+            self._unsaved[peer_id] = Ban(peer_id, ends, self._standings[peer_id].bans)
             self._close_doors()
 
+    async def restore(self) -> None:
+        """Keep out whoever was kept out before a restart; call once, before `run`."""
+        now = trio.current_time()
+        for ban in await self._disk.bans():
+            until = now + (ban.ends - self._clock()) / 1000
+            if until > now - LONGEST_BAN:
+                self._standings = with_ban(self._standings, ban.peer_id, ban.number, until, now)
+        self._close_doors()
+
     async def run(self) -> None:
-        """Let peers in again when their time is over, until cancelled."""
+        """Remember bans, and let peers in again when their time is over, until cancelled."""
         while True:
-            before = self.banned
+            before, changed = self.banned, self._changed
             release = next_release(self._standings, trio.current_time())
-            changed = self._changed
+            await self._save()
             with trio.move_on_at(float("inf") if release is None else release + _A_MOMENT):
                 await changed.wait()
             for peer in before - self.banned:
                 logger.info("%s may come in again", peer_id_text(peer))
             if before - self.banned:
                 self._close_doors()
+
+    async def _save(self) -> None:
+        forget_before = Millis(max(0, self._clock() - round(1000 * LONGEST_BAN)))
+        writes = [SaveBan(ban, forget_before) for ban in self._unsaved.values()]
+        self._unsaved = {}
+        try:
+            await self._disk.commit(*writes)
+        except StorageError as error:  # they hold until this node ends
+            logger.warning("%d bans will not outlive this node: %s", len(writes), error)
 
     def _close_doors(self) -> None:
         self._network.deny(self._denied | self.banned)

@@ -47,6 +47,15 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     );
     create index snapshot_head on snapshot (head);
     """,
+    # 3. Who is kept out, so that a restart opens no door. `ends` is Unix milliseconds.
+    """
+    create table ban (
+        peer_id blob    primary key,
+        ends    integer not null,
+        number  integer not null
+    ) without rowid;
+    create index ban_ends on ban (ends);
+    """,
 )
 """Element n brings version n to version n + 1. What has been released is never edited: add another."""
 

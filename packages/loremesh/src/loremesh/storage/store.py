@@ -1,4 +1,4 @@
-"""Everything a node keeps: one story's blocks, the transactions that wait, the peers met, and small notes."""
+"""Everything a node keeps: a story, the transactions that wait, the peers met, those kept out, and small notes."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +13,7 @@ from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
 from loremesh.storage.database import Database, damaged
 from loremesh.storage.lock import locked
 from loremesh.storage.writes import (
+    Ban,
     RememberPeer,
     RemoveTransactions,
     SaveBlocks,
@@ -177,6 +178,14 @@ class Store:
             return None if row is None else row[0]
 
         return await self._database.read(query)
+
+    async def bans(self) -> list[Ban]:
+        """Give the bans that are remembered, those that have ended lately among them; the first to end first."""
+        return await self._database.read(
+            lambda connection: [
+                Ban(*row) for row in connection.execute("select peer_id, ends, number from ban order by ends, peer_id")
+            ]
+        )
 
     async def remember_peer(self, address: str, peer_id: PeerId, seen: Millis) -> None:
         """Keep where a peer was reached."""

@@ -13,6 +13,9 @@ from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
 MOST_PEERS: Final = 1024
 """Addresses remembered; whoever was seen longest ago makes room. Strangers choose them, so there must be an end."""
 
+MOST_BANS: Final = 1000
+"""Bans remembered; whichever ends first makes room. A name costs a stranger nothing, so there must be an end."""
+
 
 class Write(Protocol):
     """One change of the database."""
@@ -177,4 +180,34 @@ class RememberPeer:
         connection.execute(
             "delete from peer where address in (select address from peer order by seen desc limit -1 offset ?)",
             (MOST_PEERS,),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """Until when a peer is kept out, and the how-manieth time in a row that is."""
+
+    peer_id: PeerId
+    ends: Millis
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBan:
+    """Keep a ban, in place of the peer's one before; forget those that ended before `forget_before`."""
+
+    ban: Ban
+    forget_before: Millis
+
+    def apply(self, connection: apsw.Connection) -> None:
+        """Keep it, and forget what no longer matters or fits."""
+        connection.execute(
+            "insert into ban (peer_id, ends, number) values (?, ?, ?) on conflict (peer_id) "
+            "do update set ends = excluded.ends, number = excluded.number",
+            (self.ban.peer_id, self.ban.ends, self.ban.number),
+        )
+        connection.execute("delete from ban where ends < ?", (self.forget_before,))
+        connection.execute(
+            "delete from ban where peer_id in (select peer_id from ban order by ends desc limit -1 offset ?)",
+            (MOST_BANS,),
         )

@@ -11,9 +11,8 @@ from loremesh.network.settings import NetworkSettings
 from loremesh.protocol.block import Block
 from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.identity import Identity
-from loremesh.roles.assembly import Services, assemble
+from loremesh.roles.assembly import Disk, Services, assemble
 from loremesh.roles.networking import running_network, wall_clock
-from loremesh.services.chain import Disk
 from loremesh.services.happenings import Rejected
 from loremesh.testing.builders import identity
 from loremesh.testing.happened import Happened

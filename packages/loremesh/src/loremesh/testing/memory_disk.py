@@ -1,13 +1,15 @@
-"""A disk in memory: `ChainService` on it costs no thread and no file, and a test may hold it up."""
+"""A disk in memory: a chain on it costs no thread and no file, and a test may hold it up."""
 
 from collections.abc import AsyncGenerator, Sequence
 
 import trio
 
-from loremesh.primitives import Hash
+from loremesh.primitives import Hash, PeerId
 from loremesh.storage.store import ANY_BYTES
 from loremesh.storage.writes import (
+    Ban,
     RemoveTransactions,
+    SaveBan,
     SaveBlocks,
     SaveSnapshot,
     SaveTransactions,
@@ -18,7 +20,7 @@ from loremesh.storage.writes import (
 
 
 class MemoryDisk:
-    """What a disk of the chain keeps, and how often it was asked to."""
+    """What a node keeps of its story and of its bans, and how often it was asked to."""
 
     def __init__(self) -> None:
         self.commits: list[tuple[Write, ...]] = []
@@ -26,6 +28,7 @@ class MemoryDisk:
         self._blocks: dict[Hash, StoredBlock] = {}
         self._snapshots: list[StoredSnapshot] = []
         self._transactions: dict[Hash, bytes] = {}
+        self._bans: dict[PeerId, Ban] = {}
         self._free = trio.Event()
         self._free.set()
         self.asked = trio.Event()
@@ -61,11 +64,14 @@ class MemoryDisk:
             case SaveTransactions(transactions):
                 for name, data in transactions:
                     self._transactions.setdefault(name, data)
+            case SaveBan(ban, forget_before):
+                kept = [one for one in self._bans.values() if one.ends >= forget_before]
+                self._bans = {one.peer_id: one for one in (*kept, ban)}
             case RemoveTransactions(hashes):
                 for name in hashes:
                     self._transactions.pop(name, None)
             case _:
-                raise TypeError(f"a chain writes no {type(write).__name__}")
+                raise TypeError(f"nothing on this disk writes a {type(write).__name__}")
 
     async def snapshots(self) -> AsyncGenerator[StoredSnapshot, None]:
         """Give every snapshot in the order saved."""
@@ -99,3 +105,8 @@ class MemoryDisk:
         """Give the waiting transactions in the order saved."""
         await trio.lowlevel.checkpoint()
         return list(self._transactions.values())
+
+    async def bans(self) -> list[Ban]:
+        """Give the bans that are remembered."""
+        await trio.lowlevel.checkpoint()
+        return list(self._bans.values())

@@ -14,9 +14,9 @@ from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
 from loremesh.protocol.genesis import Genesis, Parameters
 from loremesh.protocol.identity import Identity
-from loremesh.roles.assembly import Services, Story, assemble
+from loremesh.roles.assembly import Disk, Services, Story, assemble
 from loremesh.services.canon import newest_paragraphs
-from loremesh.services.chain import ChainService, Disk
+from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Clock, Head, PeerChanged
 from loremesh.services.miner import Miner
 from loremesh.testing.builders import identity, small_genesis
