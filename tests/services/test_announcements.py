@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -9,7 +10,7 @@ import trio
 from loremesh.errors import Fault
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId
-from loremesh.protocol.block import Block
+from loremesh.protocol.block import Block, SignedHeader
 from loremesh.protocol.codec import encode
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import transaction_hash
@@ -40,7 +41,8 @@ EVE = identity("eve")
 def announcement(block: Block, *, inline: bool = True) -> BlockAnnouncement:
     header = block.header
     body = encode(block) if inline else b""
-    return BlockAnnouncement(header.height, name_of(block), header.producer, header.time, body)
+    proof = () if inline else (SignedHeader(header, block.signature),)
+    return BlockAnnouncement(header.height, name_of(block), header.producer, header.time, body, proof)
 
 
 @pytest.fixture
@@ -145,6 +147,7 @@ async def test_a_block_announced_by_another_than_its_producer_is_refused(gossip:
         ({"body": b"\x00"}, Fault.WRONG_SHAPE),
         ({"body": b"\x95"}, Fault.TRUNCATED),
         ({"producer": PeerId(b"\x05" * 39)}, Fault.WRONG_SENDER),
+        ({"body": b""}, Fault.NOT_AS_ASKED),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
 )
@@ -154,6 +157,57 @@ async def test_an_announcement_that_is_not_of_its_block_is_refused(
     [block] = orchard.grow(orchard.root, 1, EVE)
     await gossip.announce(replace(announcement(block), **changes))  # type: ignore[arg-type]  # lies in every field
     await gossip.was_refused(fault)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"header": ()}, Fault.NOT_AS_ASKED),
+        ({"body": b"\x00"}, Fault.NOT_AS_ASKED),
+        ({"hash": Hash(b"\x05" * 32)}, Fault.NOT_AS_ASKED),
+        ({"height": 7}, Fault.NOT_AS_ASKED),
+        ({"timestamp": 7}, Fault.NOT_AS_ASKED),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
+)
+async def test_a_name_without_a_header_that_bears_it_out_is_refused(
+    changes: dict[str, object], fault: Fault, gossip: Gossip, orchard: Orchard
+) -> None:
+    [block] = orchard.grow(orchard.root, 1, EVE)
+    await gossip.announce(replace(announcement(block, inline=False), **changes))  # type: ignore[arg-type]  # as above
+    await gossip.was_refused(fault)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [({"target": 1}, Fault.WORK_NOT_MET), ({"story": Hash(b"\x05" * 32)}, Fault.WRONG_STORY)],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
+)
+async def test_a_name_for_which_no_work_was_done_is_refused_before_it_is_relayed(
+    changes: dict[str, Any], fault: Fault, gossip: Gossip, orchard: Orchard
+) -> None:
+    [block] = orchard.grow(orchard.root, 1, EVE)
+    await gossip.announce(announcement(resigned(block, EVE, **changes), inline=False))
+    await gossip.was_refused(fault)
+
+
+async def test_a_name_that_its_producer_has_not_signed_is_refused(gossip: Gossip, orchard: Orchard) -> None:
+    [block] = orchard.grow(orchard.root, 1, EVE)
+    forged = replace(block, signature=resigned(block, BOB).signature)
+    await gossip.announce(announcement(forged, inline=False))
+    await gossip.was_refused(Fault.BAD_SIGNATURE)
+
+
+async def test_of_the_names_of_one_piece_of_work_two_are_relayed(gossip: Gossip, orchard: Orchard) -> None:
+    [block] = orchard.grow(orchard.root, 1, EVE)
+    for number in range(2):
+        twin = resigned(block, EVE, state_root=Hash(bytes([number]) * 32))
+        for _ in range(2):  # and as often as anybody says them
+            await gossip.announce(announcement(twin, inline=False))
+    await trio.sleep(5)
+    assert not gossip.first.happened.of(Rejected)
+    await gossip.announce(announcement(resigned(block, EVE, state_root=Hash(b"\x05" * 32)), inline=False))
+    await gossip.was_refused(Fault.EQUIVOCATION)
 
 
 async def test_a_block_that_is_bad_in_itself_is_refused_before_it_is_relayed(gossip: Gossip, orchard: Orchard) -> None:

@@ -216,6 +216,8 @@ class BlockAnnouncement:
     """The header's time."""
     body: Annotated[bytes, Bytes(0, INLINE_BODY)]
     """The encoded block when it is small; empty: fetch it."""
+    header: Annotated[tuple[SignedHeader, ...], Many(1)] = ()
+    """In place of a body: it shows that the work was done."""
 
 
 @schema(version=1, limit=8 * KIB)

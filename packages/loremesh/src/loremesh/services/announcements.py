@@ -7,6 +7,7 @@ Source: docs/protocol/gossip.md.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -16,12 +17,12 @@ import trio
 from loremesh.errors import Fault, InvalidBlock, InvalidMessage, InvalidTransaction
 from loremesh.network.events import GossipReceived
 from loremesh.primitives import Hash, PeerId
-from loremesh.protocol.block import Block, header_hash
+from loremesh.protocol.block import Block, Header, SignedHeader, header_hash
 from loremesh.protocol.codec import decode, encode
-from loremesh.protocol.fork_choice import is_one_too_many
+from loremesh.protocol.fork_choice import MAX_HEADERS_PER_PARENT, is_one_too_many
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import Transaction, check_transaction
-from loremesh.protocol.validation import check_block_alone
+from loremesh.protocol.validation import check_block_alone, check_header_alone
 from loremesh.protocol.wire import (
     INLINE_BODY,
     BlockAnnouncement,
@@ -36,6 +37,8 @@ from loremesh.services.happenings import Clock
 logger = logging.getLogger("loremesh.announcements")
 
 _PUBLISH_TIMEOUT: Final = 10.0
+_REMEMBERED_NAMES: Final = 1024
+"""Producers on parents whose blocks were announced without bodies lately; each has cost somebody work."""
 
 
 class Network(Protocol):
@@ -82,6 +85,7 @@ class Announcer:
         self._ask = ask
         self._clock = clock
         story = chain.store.story
+        self._named = OrderedDict[tuple[Hash, PeerId], dict[Hash, None]]()
         self._blocks, self._transactions = (topic(story, name) for name in ("blocks", "txs"))
 
     async def subscribe(self) -> None:
@@ -99,6 +103,7 @@ class Announcer:
             producer=header.producer,
             timestamp=header.time,
             body=body if len(body) <= INLINE_BODY else b"",
+            header=() if len(body) <= INLINE_BODY else (SignedHeader(header, block.signature),),
         )
         await self._publish(self._blocks, MessageType.BLOCK_ANNOUNCEMENT, announcement)
 
@@ -126,17 +131,33 @@ class Announcer:
         announcement = expect(data, signer, MessageType.BLOCK_ANNOUNCEMENT, BlockAnnouncement)
         if announcement.producer != signer:
             raise InvalidMessage(Fault.WRONG_SENDER, "a block announced by somebody else")
-        if not announcement.body:
-            return _Announced(announcement.hash, None)
-        block, store = decode(Block, announcement.body), self._chain.store
-        name = check_block_alone(store.genesis, store.story, block)
-        header = block.header
+        if len(announcement.header) != (not announcement.body):
+            raise InvalidMessage(Fault.NOT_AS_ASKED, "an announcement with neither body nor header, or with both")
+        store = self._chain.store
+        if announcement.body:
+            block = decode(Block, announcement.body)
+            name, header = check_block_alone(store.genesis, store.story, block), block.header
+        else:
+            block, [signed] = None, announcement.header
+            name, header = check_header_alone(store.genesis, store.story, signed), signed.header
         said = (announcement.hash, announcement.height, announcement.producer, announcement.timestamp)
         if said != (name, header.height, header.producer, header.time):
             raise InvalidMessage(Fault.NOT_AS_ASKED, "the announcement is not of the block inside")
-        if is_one_too_many(store, header):  # two are relayed, as evidence
+        # Two are relayed, as evidence. What is announced by its header alone the store does not know yet.
+        if is_one_too_many(store, header) or (block is None and self._is_named_too_often(header, name)):
             raise InvalidBlock(Fault.EQUIVOCATION, name)
         return _Announced(name, block)
+
+    def _is_named_too_often(self, header: Header, name: Hash) -> bool:
+        said = header.parent, header.producer
+        names = self._named.setdefault(said, {})
+        self._named.move_to_end(said)
+        while len(self._named) > _REMEMBERED_NAMES:
+            self._named.popitem(last=False)
+        if name not in names and len(names) >= MAX_HEADERS_PER_PARENT:
+            return True
+        names[name] = None
+        return False
 
     def _check_transaction(self, signer: PeerId, data: bytes) -> Transaction:
         transaction = expect(data, signer, MessageType.TRANSACTION, Transaction)
