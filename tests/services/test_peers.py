@@ -356,3 +356,33 @@ async def test_a_peer_that_is_denied_is_let_go_and_found_again_when_it_is_not(pa
     first.services.peers.look_again()
     await trio.sleep(35)
     assert second.peer_id in first.network.connected(), peer_id_text(second.peer_id)
+
+
+async def test_a_node_full_of_strangers_still_dials_whom_it_hears_of(
+    new_network: NewNetwork, nursery: trio.Nursery
+) -> None:
+    network = new_network(small_genesis(EASY))
+    first = await network.start("ann")
+    for number in range(20):
+        stranger = network.between.node(identity(f"stranger {number}"))
+        await nursery.start(stranger.run)
+        await stranger.connect(first.address)
+    friend = await network.start("bob")
+    await trio.sleep(5)
+    assert len(first.network.connected()) == 20
+    first.services.peers.hear_of(friend.peer_id, (friend.address,))
+    await friend.wait_joined(first.peer_id)
+    assert friend.peer_id in first.network.connected()
+
+
+async def test_a_node_with_enough_peers_of_its_own_choice_dials_no_more(
+    new_network: NewNetwork, nursery: trio.Nursery
+) -> None:
+    network = new_network(small_genesis(EASY))
+    first = await network.start("ann")
+    others = [network.between.node(identity(f"other {number}")) for number in range(30)]
+    for other in others:
+        await nursery.start(other.run)
+        first.services.peers.hear_of(other.peer_id, other.addresses())
+    await trio.sleep(20)
+    assert len(first.network.connected()) == first.services.peers.wanted

@@ -131,6 +131,7 @@ class PeerService:
         tell: Hears of who joined, left, died.
         penalize: Hears which peer broke which rule.
         wanted: Connections to aim for.
+        wanted_of_own: How many of them this node has dialled itself, however many others come.
     """
 
     identity: Identity
@@ -143,8 +144,10 @@ class PeerService:
     tell: Tell
     penalize: Penalize
     wanted: int = 16
+    wanted_of_own: int = 4
     _known: dict[PeerId, Known] = field(default_factory=dict)
     _dials: dict[str, _Dial] = field(default_factory=dict)
+    _dialled: set[PeerId] = field(default_factory=set)
     _look_now: trio.Event = field(default_factory=trio.Event)
     _reachability: Reachability = field(init=False)
 
@@ -261,6 +264,7 @@ class PeerService:
 
     def on_disconnected(self, peer: PeerId) -> None:
         """Take in that a connection is gone: find out at once whether the peer still listens."""
+        self._dialled.discard(peer)
         known = self._known.get(peer)
         if known is not None and known.liveness is not Liveness.DEAD:
             for address in known.record.card.addresses:
@@ -419,7 +423,9 @@ class PeerService:
         connected = set(self.network.connected())
         busy = {dial.peer_id for dial in self._dials.values() if dial.under_way and dial.peer_id is not None}
         # Whom we dial already takes a place: else every look until they answer dials as many again.
-        room = self.wanted - len(connected | busy)
+        # Strangers who fill this node choose its peers, unless some are of its own choice.
+        own = self.wanted_of_own - len((self._dialled & connected) | busy)
+        room = max(self.wanted - len(connected | busy), own)
         for dial in list(self._dials.values()):
             if dial.peer_id in connected:
                 if dial.address not in self.bootstrap:
@@ -436,6 +442,7 @@ class PeerService:
         try:
             async with limit:
                 dial.peer_id = await self.network.connect(dial.address)
+            self._dialled.add(dial.peer_id)
             dial.failures = 0
         except ConnectionRefused:
             self._on_refused(dial)
