@@ -32,6 +32,7 @@ BENCHES: Final = (
     "chain",
     "burst",
     "gossip",
+    "floods",
 )
 
 

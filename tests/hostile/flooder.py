@@ -8,7 +8,7 @@ import os
 import secrets
 import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -69,19 +69,23 @@ async def connections(where: Endpoint, count: int, _: Genesis) -> None:
 
 
 async def slow_handshakes(where: Endpoint, count: int, _: Genesis) -> None:
-    """Begin handshakes, a byte a second."""
+    """Begin handshakes, a byte a second, and begin anew when they are ended; from an address that nobody else has."""
     async with trio.open_nursery() as nursery:
         for _number in range(count):
-            nursery.start_soon(dawdle, await open_socket(where))
+            nursery.start_soon(dawdle, where)
             await trio.lowlevel.checkpoint()
         say("done")
 
 
-async def dawdle(stream: trio.SocketStream) -> None:
-    with Unbothered():
-        for byte in b"\x13/multistream/1.0.0\n\x07/noise\n" * 10:
-            await stream.send_all(bytes([byte]))
-            await trio.sleep(1)
+async def dawdle(where: Endpoint) -> None:
+    while True:
+        with Unbothered():
+            stream = await trio.open_tcp_stream(where.host, where.port, local_address="127.0.0.2")
+            async with stream:
+                for byte in b"\x13/multistream/1.0.0\n\x07/noise\n" * 10:
+                    await stream.send_all(bytes([byte]))
+                    await trio.sleep(1)
+        await trio.sleep(1)
 
 
 async def identities(where: Endpoint, count: int, _: Genesis) -> None:
@@ -174,17 +178,32 @@ def fake_headers(genesis: Genesis, count: int) -> list[SignedHeader]:
 
 
 async def subscriptions(where: Endpoint, count: int, genesis: Genesis) -> None:
-    """Subscribe to topics that nobody has heard of, as many in a frame as are taken."""
-    async with connected(where, genesis) as network, gossip_stream(network, where) as pipe:
-        for number in range(0, count, 64):
-            rpc = rpc_pb2.RPC()
-            for topic_number in range(number, number + 64):
-                rpc.subscriptions.add(subscribe=True, topicid=f"/junk/{topic_number:060}")
-            body = rpc.SerializeToString()
-            with Unbothered():
+    """Subscribe to topics nobody has heard of, on a new stream when one is ended, under a new name when shut out."""
+    frames = iter(range(0, count, 64))
+    left = True
+    while left:
+        identity = Identity.generate(secrets.token_bytes(32))
+        with Unbothered():
+            async with held_network(identity) as network:
+                await network.connect(str(where))
+                while left:
+                    left = await subscribe_until_ended(network, where, frames)
+    say("done")
+    await trio.sleep_forever()
+
+
+async def subscribe_until_ended(network: Behaviour, where: Endpoint, frames: Iterator[int]) -> bool:
+    """Send frames on one stream; tell whether any are left. Raises when there is no stream to be had any more."""
+    async with gossip_stream(network, where) as pipe:
+        with Unbothered():
+            for number in frames:
+                rpc = rpc_pb2.RPC()
+                for topic_number in range(number, number + 64):
+                    rpc.subscriptions.add(subscribe=True, topicid=f"/junk/{topic_number:060}")
+                body = rpc.SerializeToString()
                 await pipe.write(varint(len(body)) + body)
-        say("done")
-        await trio.sleep_forever()
+            return False
+    return True
 
 
 def gossip_stream(network: Behaviour, where: Endpoint) -> AbstractAsyncContextManager[StreamPipe]:
