@@ -60,9 +60,9 @@ class BuiltinBackend:
             BackendRefused: A JSON schema is asked for: the grammar knows none.
         """
         answer = compose(request, self._seed)
-        pause = self._seconds(Draws(self._seed, "latency", *answer.words)) / max(1, len(answer.words))
-        for word in answer.words:
-            await trio.sleep(pause)
+        seconds, began = self._seconds(Draws(self._seed, "latency", *answer.words)), trio.current_time()
+        for number, word in enumerate(answer.words, 1):
+            await trio.sleep_until(began + seconds * number / len(answer.words))
             for piece in in_pieces(word):
                 await deliver(piece)
         asked = sum(len(message.content.split()) for message in request.messages)

