@@ -30,6 +30,7 @@ BENCHES: Final = (
     "idle",
     "storage",
     "chain",
+    "sync",
     "burst",
     "gossip",
     "floods",

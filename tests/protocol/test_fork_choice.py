@@ -278,3 +278,14 @@ def test_a_replay_of_the_wrong_blocks_is_refused(long: tuple[Store, list[Block]]
     lie = resigned(blocks[64], ANN, state_root=bytes(32))
     with pytest.raises(InvalidBlock):
         on_replay(store, (lie,))
+
+
+def test_orphans_that_join_together_need_no_replay_however_many_they_are() -> None:
+    trunk = branch(new_store(GENESIS, FAR_FUTURE), KEEP_STATES + 50)
+    low = fed(new_store(GENESIS, FAR_FUTURE), trunk[:2])
+    fork = branch(low, 2, (DAN, CAT))
+    waiting = fed(new_store(GENESIS, FAR_FUTURE), [*fork, *trunk[1:]])
+    joined = on_block(waiting, trunk[0])
+    assert not joined.orphans
+    assert joined.head == name(trunk[-1])
+    assert set(joined.tips) == {name(trunk[-1]), name(fork[-1])}

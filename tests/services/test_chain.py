@@ -293,6 +293,16 @@ async def test_a_fork_far_below_is_replayed_from_the_disk(keep: Keep) -> None:
     assert kept.chain.head.value == name_of(trunk[-1])
 
 
+async def test_a_fork_on_a_block_that_is_still_on_its_way_to_the_disk_is_replayed_too(keep: Keep) -> None:
+    orchard = Orchard(GENESIS)
+    kept = await keep()
+    trunk = orchard.grow(orchard.root, KEEP_STATES + 30, BOB, CAT)
+    branch = orchard.grow(name_of(trunk[9]), 2, DAN, BOB)
+    await kept.chain.submit_all([*trunk, *branch], DAN.peer_id)
+    assert name_of(branch[-1]) in kept.chain.store.tips
+    assert kept.chain.head.value == name_of(trunk[-1])
+
+
 async def test_a_reorganisation_deeper_than_allowed_waits_for_the_operator(
     keep: Keep, caplog: pytest.LogCaptureFixture
 ) -> None:

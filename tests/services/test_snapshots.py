@@ -161,7 +161,7 @@ async def test_a_damaged_snapshot_is_passed_over(
     damage: Callable[[StoredSnapshot], StoredSnapshot], which: int
 ) -> None:
     disk, orchard = MemoryDisk(), Orchard(GENESIS)
-    trunk = orchard.grow(orchard.root, 3 * EVERY + 2, BOB, CAT)
+    trunk = orchard.grow(orchard.root, 3 * EVERY + 2 - which, BOB, CAT)
     await submit(await started(disk), trunk, at_once=1)
     disk._snapshots[which] = damage(disk._snapshots[which])
     again, judged = await started(disk), await started(Forgetful(disk))

@@ -191,7 +191,7 @@ def on_limit(store: Store, max_reorg: int | None) -> Store:
         if head == tip:
             if head not in store.states:
                 raise StateMissing(_path_to_state(store, head))
-            states = _recent_states(store, canon, beside)
+            states = _recent_states(store, canon, beside, ())
             return store._replace(head=head, canon=canon, beside=beside, states=states, changes=moves)
     return store
 
@@ -342,7 +342,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         store.now,
         head,
         store.entries.insert(name, entry),
-        _recent_states(store, canon, beside).insert(name, state),
+        _recent_states(store, canon, beside, changes).insert(name, state),
         canon,
         beside,
         store.orphans,
@@ -400,19 +400,25 @@ def _weight(entry: Entry) -> tuple[int, int]:
     return entry.work, -int.from_bytes(entry.link.hash, "big")
 
 
-def _recent_states(store: Store, canon: Map[int, Hash], beside: Map[int, tuple[Hash, ...]]) -> Map[Hash, State]:
-    """Give the states that are kept when the canonical path becomes `canon`."""
+def _recent_states(
+    store: Store, canon: Map[int, Hash], beside: Map[int, tuple[Hash, ...]], changes: tuple[Change, ...]
+) -> Map[Hash, State]:
+    """Give the states that are kept when the canonical path becomes `canon`.
+
+    Those of blocks that joined in this same event stay: nobody could replay them before it is over.
+    """
+    new = {change.hash for change in changes if isinstance(change, Accepted)}
     states, before, height = store.states, len(store.canon) - 1, len(canon) - 1
     for old in range(max(1, before + 1 - KEEP_STATES), height + 1 - KEEP_STATES):
         if old % STATE_EVERY:
             for name in (canon[old], *(beside.get(old) or ())):
-                states = states.discard(name)
+                states = states if name in new else states.discard(name)
     if height // STATE_EVERY > before // STATE_EVERY:
         # Now and then, those that replays and late forks have left further down, and those that are far below now.
         for name in store.states:
             old = store.entries[name].link.height
             every = STATE_EVERY if old > height - FAR_BELOW else FAR_STATE_EVERY
-            if old <= height - KEEP_STATES and old % every:
+            if old <= height - KEEP_STATES and old % every and name not in new:
                 states = states.discard(name)
     return states
 

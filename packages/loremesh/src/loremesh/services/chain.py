@@ -49,8 +49,12 @@ from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransact
 
 logger = logging.getLogger("loremesh.chain")
 
-_BATCH: Final = 128
+_BATCH: Final = 256
+"""Blocks that share a trip to the disk at most."""
+_JUDGED_AT_ONCE: Final = 32
+"""Some milliseconds; then others run."""
 _QUEUE: Final = 256
+_REPLAYED_AT_ONCE: Final = 64
 _ENOUGH_AT_ONCE: Final = 256 * KIB
 _REMEMBERED_CULPRITS: Final = 1024
 _LOOK_AT_CLOCK: Final = 1.0
@@ -124,6 +128,8 @@ class ChainService:
         self._store = self._coming
         self._snapshots = Snapshots(disk, snapshot_every)
         self._pool = Mempool(self._store.story)
+        self._on_its_way: dict[Hash, Block] = {}
+        """Accepted, and not on the disk yet."""
         self._culprits: dict[Hash, PeerId] = {}
         self._jobs, self._inbox = trio.open_memory_channel[_Job](_QUEUE)
         self.head = Latest(self._store.head)
@@ -170,10 +176,12 @@ class ChainService:
             async for batch in batches:
                 for stored in batch:
                     await self._rejoin(stored)
+                self._on_its_way.clear()
                 joined = [self._coming.entries[stored.hash] for stored in batch]
                 if due := self._snapshots.add(joined, self._coming):
                     await self._disk.commit(*due)
         await self._stepping(lambda: on_limit(self._coming, self._coming.max_reorg))
+        self._on_its_way.clear()
         self._coming = self._coming._replace(now=Millis(self._clock()), changes=())
         self._store = self._coming
         state, now = self.parent().state, Millis(self._clock())
@@ -199,8 +207,10 @@ class ChainService:
             jobs = await self._next_jobs()
             await self._stepping(lambda: on_tick(self._coming, Millis(self._clock())))
             changes = list(self._coming.changes)
-            for job in jobs:
+            for number, job in enumerate(jobs, start=1):
                 changes += await self._take(job)
+                if number % _JUDGED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             await self._settle(changes)
             for job in jobs:
                 job.done.set()
@@ -320,15 +330,18 @@ class ChainService:
             except StateMissing as missing:
                 await self._replay(missing.path)
             else:
+                accepted = (change for change in self._coming.changes if isinstance(change, Accepted))
+                self._on_its_way.update((change.hash, change.block) for change in accepted)
                 return
 
     async def _replay(self, path: Sequence[Hash]) -> None:
         self._coming, done = await self._snapshots.recall(self._coming, path)
-        for start in range(done, len(path), _BATCH):
-            names = path[start : start + _BATCH]
-            found = await self._disk.load_blocks(names)
+        for start in range(done, len(path), _REPLAYED_AT_ONCE):
+            names = path[start : start + _REPLAYED_AT_ONCE]
+            found = await self._disk.load_blocks([name for name in names if name not in self._on_its_way])
             try:
-                self._coming = on_replay(self._coming, tuple(decode(Block, found[name]) for name in names))
+                blocks = [self._on_its_way.get(name) or decode(Block, found[name]) for name in names]
+                self._coming = on_replay(self._coming, tuple(blocks))
             except (ProtocolError, KeyError) as error:
                 raise _damaged(names[-1], f"or one below it, {error!r}") from error
 
@@ -349,6 +362,7 @@ class ChainService:
         if accepted:
             await self._disk.commit(*self._writes(accepted, moves))
         self._store = self._coming
+        self._on_its_way.clear()
         for change in changes:
             self._report(change)
         if moves:

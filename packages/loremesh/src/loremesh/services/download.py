@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from loremesh.errors import ProtocolError, ServiceError
+from loremesh.errors import InvalidBlock, ProtocolError, ServiceError
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block, header_hash
 from loremesh.services.hedging import Failure, patience
@@ -24,6 +24,8 @@ MOST_SOURCES: Final = 4
 """Peers asked at once."""
 _REQUESTS_PER_PEER: Final = 2
 """Under way at once, so that the next batch travels while the last is judged."""
+_AT_ONCE: Final = 4
+"""Batches handed over together at most."""
 _AHEAD: Final = 8
 """Batches fetched or under way beyond the first that is not in yet; they wait in memory."""
 _QUEUE: Final = 32
@@ -130,33 +132,51 @@ class Download:
         while True:
             if not self._batches and self._finished:
                 return True
-            if self._batches and (blocks := self._batches[0].blocks) is not None:
-                await self._hand_over(self._batches[0], blocks)
+            if ready := self._ready():
+                await self._hand_over(ready)
             elif not self._sources:
                 return False
             else:
                 await self._changed.wait()
 
-    async def _hand_over(self, batch: _Batch, blocks: list[Block]) -> None:
-        giver = batch.giver
+    def _ready(self) -> list[_Batch]:
+        """Give the first batches as far as they are there and from one peer: together they are one trip to the disk."""
+        ready: list[_Batch] = []
+        for batch in self._batches[:_AT_ONCE]:
+            if batch.blocks is None or (ready and batch.giver != ready[0].giver):
+                break
+            ready.append(batch)
+            if len(batch.blocks) < len(batch.names):
+                break  # what follows would have to wait for what is missing
+        return ready
+
+    async def _hand_over(self, ready: list[_Batch]) -> None:
+        giver = ready[0].giver
         assert giver is not None  # noqa: S101 - for the type checker: who gave the blocks was noted with them
         try:
-            await self._chain.submit_all(blocks, giver)
+            await self._chain.submit_all([block for batch in ready for block in batch.blocks or ()], giver)
         except ProtocolError as error:  # another peer may have the true body
             self._drop(giver, error)
-            batch.blocks = None
-        else:
-            self.came += len(blocks)
-            self.gave.add(giver)
-            got = {header_hash(block.header) for block in blocks} if len(blocks) < len(batch.names) else batch.names
-            batch.names = tuple(name for name in batch.names if name not in got)
-            batch.blocks = None
-            if batch.names:
-                self._drop(giver, None)
-            else:
-                del self._batches[0]
-                self._give_up_on(batch.asked)
+            name = error.block_hash if isinstance(error, InvalidBlock) else None
+            bad = next((batch for batch in ready if name in batch.names), ready[0])
+            bad.blocks = None
+            ready = ready[: ready.index(bad)]
+        for batch in ready:
+            self._take_off(batch, giver)
         self._ring()
+
+    def _take_off(self, batch: _Batch, giver: PeerId) -> None:
+        """Note that the blocks of a batch were taken in; those that the peer lacks are still to come."""
+        blocks, batch.blocks = batch.blocks or [], None
+        self.came += len(blocks)
+        self.gave.add(giver)
+        got = {header_hash(block.header) for block in blocks} if len(blocks) < len(batch.names) else batch.names
+        batch.names = tuple(name for name in batch.names if name not in got)
+        if batch.names:
+            self._drop(giver, None)
+        else:
+            del self._batches[0]
+            self._give_up_on(batch.asked)
 
     def _give_up_on(self, asked: dict[PeerId, _Request]) -> None:
         """End what a valid answer has made idle; whoever took much longer than others do gets no more to do."""

@@ -10,7 +10,6 @@ import gc
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from itertools import islice
 from typing import Final, Protocol
 
 from loremesh.errors import ProtocolError
@@ -69,7 +68,7 @@ class Snapshots:
 
     async def _restore(self, store: Store) -> tuple[Store, Hash | None]:
         known = {store.story: store.entries[store.story]}
-        usable: list[tuple[StoredSnapshot, int]] = []
+        usable: list[StoredSnapshot] = []
         async with aclosing(self._disk.snapshots()) as snapshots:
             async for snapshot in snapshots:
                 try:
@@ -77,13 +76,13 @@ class Snapshots:
                 except ProtocolError as error:
                     logger.warning("a snapshot is damaged, its blocks are judged anew: %s", error)
                     break
-                usable.append((snapshot, len(known)))
-        self._states = {snapshot.head for snapshot, _ in usable}
-        for snapshot, size in reversed(usable):
+                usable.append(snapshot)
+        self._states = {snapshot.head for snapshot in usable}
+        for snapshot in reversed(usable):
             state = await self._state_after(snapshot.head, snapshot.state) if snapshot.head in known else None
             if state is not None:
                 self._last = snapshot.last
-                return on_restore(store, islice(known.values(), size), snapshot.head, state), snapshot.last
+                return on_restore(store, known.values(), snapshot.head, state), snapshot.last
         return store, None
 
     async def recall(self, store: Store, path: Sequence[Hash]) -> tuple[Store, int]:
