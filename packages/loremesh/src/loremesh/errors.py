@@ -65,6 +65,7 @@ class Fault(StrEnum):
     EXPIRED = "expired"
     FROM_THE_FUTURE = "time lies ahead"
     REPLAYED = "replayed"
+    FLOOD = "too many requests"
     WRONG_RECEIPT = "receipt does not match the recount"
     WRONG_VOUCHER = "voucher does not match its receipts"
 
@@ -216,6 +217,14 @@ class CallFailed(ServiceError):
     def __init__(self, kind: ErrorKind, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else str(kind))
         self.kind = kind
+
+
+class UnsupportedModel(CallFailed):
+    """Nobody serves this model; `served` names those that somebody does."""
+
+    def __init__(self, model: str, served: tuple[str, ...]) -> None:
+        super().__init__(ErrorKind.UNSUPPORTED_MODEL, f"nobody serves {model!r}; served: {', '.join(served) or 'none'}")
+        self.served = served
 
 
 class ExecutorBusy(CallFailed):
