@@ -33,7 +33,7 @@ _EXECUTORS: Final = 4
 _EVERY: Final = 2.0
 """Seconds between two looks at every node."""
 _LINE: Final = 10.0
-_LAST: Final = 30.0
+_LAST: Final = 45.0
 """Seconds before the end in which no trouble begins."""
 _LONG_FREEZES: Final = 10.0
 """Minutes that a soak must last to have room for freezes after which a node is taken for dead."""
@@ -184,14 +184,14 @@ class Soak:
     async def last_checks(self) -> list[Check]:
         """Read the story from every node, end them all, and look at what they leave behind."""
         self.load.now = "end"
-        canons = {}
-        for node in self.nodes.all:
-            ended = await run_program("loremesh", "canon", "--json", "--bootstrap-nodes", node.address)
-            if ended.code == 0:
-                canons[node.name] = [block["hash"] for block in ended.json()["blocks"]]
-            else:
-                self.load.failures.append(f"the canon of {node.name}: {ended.err}")
-        codes = {node.name: await node.process.end() for node in self.nodes.all}
+        canons: dict[str, list[str]] = {}
+        codes: dict[str, int] = {}
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes.all:
+                nursery.start_soon(self.read_canon, node, canons)
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes.all:
+                nursery.start_soon(self.end, node, codes)
         lost = 0
         for node in self.nodes.all:
             lost += len({head["hash"] for head in node.told("head")} - await node.kept())
@@ -217,6 +217,18 @@ class Soak:
             Check("one head after every trouble", bool(self.rests), self.healed()),
             Check("nodes end cleanly", not any(codes.values()) and not bugs, f"{sorted(codes.values())} {bugs or ''}"),
         ]
+
+    async def read_canon(self, node: SoakNode, canons: dict[str, list[str]]) -> None:
+        """Let a client recompute the canon of a node; note its hashes."""
+        ended = await run_program("loremesh", "canon", "--json", "--bootstrap-nodes", node.address)
+        if ended.code == 0:
+            canons[node.name] = [block["hash"] for block in ended.json()["blocks"]]
+        else:
+            self.load.failures.append(f"the canon of {node.name}: {ended.err}")
+
+    async def end(self, node: SoakNode, codes: dict[str, int]) -> None:
+        """End a node; note its exit code."""
+        codes[node.name] = await node.process.end()
 
     def healed(self) -> str:
         """Say how often all had one head, and what it took."""

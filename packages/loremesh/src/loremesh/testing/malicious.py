@@ -116,9 +116,9 @@ class Malice:
             for teller in ("bob", "dan", "cat"):
                 await self._tell_all(source, teller)
         scene = await trio.to_thread.run_sync(set_scene, self.genesis, self.cast)
-        async with trio.open_nursery() as nursery:
-            for answer in BAD_ANSWERS:  # all at once: each waits to be asked, under a name of its own
-                nursery.start_soon(self._answer_badly, answer, scene)
+        # One after the other: they tell of one branch, and a second liar could be asked for what the first tells of.
+        for answer in BAD_ANSWERS:
+            await self._answer_badly(answer, scene)
         self.say({"event": "done", "sent": self.sent, "names": self.names, "shut_out": self.shut_out})
 
     async def _tell_all(self, source: "Source", teller: str) -> None:
