@@ -7,6 +7,7 @@ synchronous=FULL in batches of 100. The node that fetches runs alone in a proces
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -73,11 +74,12 @@ def _measure(blocks: int) -> list[Row]:
         Row(
             f"restart with {story}: from the start of the process to `ready`",
             "s",
-            spread([taken for taken, _ in restarts], "s"),
+            spread([one.seconds for one in restarts], "s"),
             goal=at_most(2),
             rounds=_RESTARTS,
+            note=f"{statistics.median(one.busy for one in restarts):.2f} s of processor time",
         ),
-        Row("most memory of the node that restarted", "MiB", _once(max(held for _, held in restarts))),
+        Row("most memory of the node that restarted", "MiB", _once(max(one.peak for one in restarts))),
     ]
 
 
@@ -102,7 +104,7 @@ def _fetch(directory: Path, address: str, blocks: int) -> tuple[float, float]:
     """Let a new node fetch the chain; give seconds per block, from its first batch to its last, and its peak MiB."""
     with validator(directory, "--bootstrap-nodes", address) as (node, _, _):
         heads = [(came, event["height"]) for came, event in node.seen if event["event"] == "head"]
-        while heads[-1][1] < blocks:
+        while not heads or heads[-1][1] < blocks:
             came, event = node.next_event()
             if event["event"] == "head":
                 heads.append((came, event["height"]))
@@ -111,15 +113,25 @@ def _fetch(directory: Path, address: str, blocks: int) -> tuple[float, float]:
     return (ended - began) / (last - first), peak
 
 
-def _restart(directory: Path) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class _Restart:
+    seconds: float
+    busy: float
+    """Seconds of processor time until then."""
+    peak: float
+    """MiB."""
+
+
+def _restart(directory: Path) -> _Restart:
     with validator(directory) as (node, _, _):
+        used = psutil.Process(node.process.pid).cpu_times()
         [ready] = [came for came, event in node.seen if event["event"] == "ready"]
-        return ready - node.began, _peak(node.process.pid)
+        return _Restart(ready - node.began, used.user + used.system, _peak(node.process.pid))
 
 
 def _peak(pid: int) -> float:
     """Read how many MiB a process has ever had in memory at once."""
-    lines = Path(f"/proc/{psutil.Process(pid).pid}/status").read_text(encoding="ascii").splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     [kib] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(kib) / 1024
 

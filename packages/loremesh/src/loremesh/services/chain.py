@@ -49,8 +49,8 @@ from loremesh.storage.writes import RemoveTransactions, SaveBlocks, SaveTransact
 
 logger = logging.getLogger("loremesh.chain")
 
-_BATCH: Final = 256
-"""Blocks that share a trip to the disk at most."""
+_BATCH: Final = 128
+"""Blocks that share a trip to the disk at most; of the longest, 32 MiB."""
 _JUDGED_AT_ONCE: Final = 32
 """Some milliseconds; then others run."""
 _QUEUE: Final = 256

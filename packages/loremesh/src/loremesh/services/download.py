@@ -24,7 +24,7 @@ MOST_SOURCES: Final = 4
 """Peers asked at once."""
 _REQUESTS_PER_PEER: Final = 2
 """Under way at once, so that the next batch travels while the last is judged."""
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 2
 """Batches handed over together at most."""
 _AHEAD: Final = 8
 """Batches fetched or under way beyond the first that is not in yet; they wait in memory."""
