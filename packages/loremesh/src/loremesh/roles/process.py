@@ -25,7 +25,7 @@ Start = Callable[["trio.TaskStatus[Node]"], Awaitable[None]]
 """Runs one node; reports it through the task status."""
 
 FILES_PER_NODE: Final = NetworkSettings().max_connections + NetworkSettings().max_waiting + 128
-"""Descriptors that a busy node needs: its connections, sockets that wait for one, the database and pipes beside them."""
+"""Descriptors that a busy node needs: connections, sockets that wait for one, the database and pipes beside them."""
 _STOP_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
