@@ -102,6 +102,14 @@ def test_an_answer_without_end_is_garbage() -> None:
         reader.feed(piece)
 
 
+def test_no_more_is_kept_of_a_line_than_one_may_have() -> None:
+    for begin in (b"data: ", b"{"):
+        reader = AnswerReader()
+        reader.feed(begin + b"x" * (MAX_LINE_BYTES - len(begin)))
+        with pytest.raises(BackendGarbage):
+            reader.feed(b"x")
+
+
 def test_an_error_inside_a_stream_is_a_failure() -> None:
     with pytest.raises(BackendFailed):
         read(b'data: {"error": {"message": "out of memory"}}\n')

@@ -154,3 +154,9 @@ def test_the_example_configuration_is_one_as_it_stands_and_with_everything_switc
     settings = loaded(tmp_path, everything, {"OPENAI_API_KEY": "k"})
     assert [one.name for one in settings.backends] == ["ollama", "openai", "vllm", "local", "builtin"]
     assert settings.http == "127.0.0.1:9464"
+
+
+def test_the_configuration_that_the_page_about_executors_shows_is_one(tmp_path: Path) -> None:
+    page = (EXAMPLE.parent / "docs" / "executor.md").read_text(encoding="utf-8")
+    ollama, builtin = loaded(tmp_path, page.partition("```toml\n")[2].partition("```")[0]).backends
+    assert (ollama.models, ollama.concurrency, builtin.kind) == ({"small": "llama3.2"}, 2, "builtin")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import trio
 
+from loremesh.protocol.identity import Identity
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
 from loremesh.testing.node_processes import StartNode, ask
 
@@ -46,3 +47,23 @@ async def test_an_executor_whose_server_is_not_there_keeps_and_serves_the_story(
     await silent.wait("head", min_height=3)
     canon = await ask("canon", await silent.wait_address())
     assert {block["model"] for block in canon["blocks"]} == {"builtin"}
+
+
+async def test_a_key_nodes_and_a_configuration_with_backends_are_all_an_executor_is_told(
+    start: StartNode, write_genesis: Callable[..., Path], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    fake = FakeOpenAI()
+    base_url = await nursery.start(fake.serve)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[[backend]]\nkind = "openai"\nbase_url = "{base_url}"\napi_key_env = "FAKE_KEY"\n'
+        'models = { small = "fake-4" }\n[[backend]]\nkind = "builtin"\n'
+    )
+    anchor = await start("anchor", "--genesis", str(write_genesis()), role="validator")
+    told = ["--private-key", "5e" * 32, "--bootstrap-nodes", await anchor.wait_address(), "--config", str(file)]
+    executor = await start("ann", *told, FAKE_KEY="not a real key")
+    await executor.wait("head", min_height=2)
+    canon = await ask("canon", await executor.wait_address())
+    assert {block["model"] for block in canon["blocks"]} == {"fake-4"}
+    assert {block["producer"] for block in canon["blocks"]} == {str(Identity.from_str("5e" * 32))}
+    assert fake.calls[0].headers["authorization"] == "Bearer not a real key"
