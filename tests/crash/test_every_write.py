@@ -1,16 +1,22 @@
-"""A process that keeps blocks is killed at every write: what it said is kept is kept, and nothing else is broken."""
+"""A process that keeps something is killed at every write: what it said is kept is kept, and nothing is broken."""
 
 import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from loremesh.protocol.exports import check_export, session_view
+from loremesh.protocol.journal import EntryKind, accounts
+from loremesh.storage.journal import Journal
 from loremesh.storage.store import Store
+from loremesh.testing.bills import Lane
+from loremesh.testing.calls import count_words
 
 WAYS: Final = ("before", "half", "after", "power")
 NEVER: Final = 1_000_000
@@ -20,10 +26,10 @@ KILLED: Final = -9
 Live = Callable[[Path, int, str], int]
 
 
-@pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
-    """Let a process keep a story in a directory until the n-th thing it does to a file; give how it ended."""
-    program = [sys.executable, str(Path(__file__).with_name("dying_store.py"))]
+@contextmanager
+def living(name: str) -> Iterator[Live]:
+    """Let a process keep something in a directory until the n-th thing it does to a file; give how it ended."""
+    program = [sys.executable, str(Path(__file__).with_name(name))]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -36,6 +42,18 @@ def live() -> Iterator[Live]:
 
         yield once
         commands.close()
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with living("dying_store.py") as lives:
+        yield lives
+
+
+@pytest.fixture(scope="module")
+def live_as_client() -> Iterator[Live]:
+    with living("dying_journal.py") as lives:
+        yield lives
 
 
 def said_in(directory: Path) -> list[list[str]]:
@@ -77,11 +95,8 @@ async def check_kept(directory: Path) -> None:
         assert await store.note("again") == b"x"
 
 
-async def test_killed_at_every_write_it_keeps_what_it_said_and_can_go_on(
-    live: Live,
-    tmp_path: Path,
-    full: bool,  # noqa: FBT001 - a fixture
-) -> None:
+def deaths(live: Live, tmp_path: Path, *, full: bool) -> Iterator[Path]:
+    """Kill one life after the other, each at another point or in another way; give what each leaves behind."""
     points = list(product(range(1, things_done(live, tmp_path) + 1), WAYS))
     assert len(points) >= 200
     chosen = points if full else points[:: len(points) // IN_SHORT | 1]  # an odd step comes by all ways
@@ -89,7 +104,47 @@ async def test_killed_at_every_write_it_keeps_what_it_said_and_can_go_on(
     for point, way in chosen:
         directory = tmp_path / f"{point}-{way}"
         assert live(directory, point, way) == KILLED
+        yield directory
+
+
+async def test_killed_at_every_write_it_keeps_what_it_said_and_can_go_on(
+    live: Live,
+    tmp_path: Path,
+    full: bool,  # noqa: FBT001 - a fixture
+) -> None:
+    for directory in deaths(live, tmp_path, full=full):
         await check_kept(directory)
+
+
+async def check_bills(directory: Path) -> None:
+    """Check that every call that was said to be written down is, once and in order, and that another one can be."""
+    said = [words for words in said_in(directory) if words[0] in {"receipt", "voucher"}]
+    async with Journal.open(directory) as journal:
+        assert journal._database.reader.pragma("integrity_check") == "ok"
+        there = [
+            ["voucher" if entry.kind is EntryKind.VOUCHER else "receipt", str(int.from_bytes(entry.request, "big"))]
+            for entry in await journal.entries()
+        ]
+        assert there[: len(said)] == said
+        assert len(there) - len(said) in {0, 1}  # the commit under way may have reached the disk
+        # Whoever starts again writes what it is not sure of once more: nothing is there twice, and all of it holds.
+        lane = Lane()
+        for number in range(1, 10):
+            evidence, entry = lane.call(number, is_kept=True)
+            await journal.record(entry, lane.sign(evidence)[1])
+        [account] = accounts(await journal.entries())
+        assert [int.from_bytes(entry.request, "big") for entry in account.receipts] == list(range(1, 10))
+        assert account.voucher == lane.voucher
+        assert check_export(session_view(account), lambda: count_words)[0].vouchers == 9
+
+
+async def test_a_client_killed_at_every_write_has_each_call_in_its_journal_once(
+    live_as_client: Live,
+    tmp_path: Path,
+    full: bool,  # noqa: FBT001 - a fixture
+) -> None:
+    for directory in deaths(live_as_client, tmp_path, full=full):
+        await check_bills(directory)
 
 
 async def test_killed_again_and_again_while_it_recovers_it_loses_nothing(live: Live, tmp_path: Path) -> None:

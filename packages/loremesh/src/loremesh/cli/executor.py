@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from loremesh.cli import model
+from loremesh.cli import journal, model
 from loremesh.cli.options import EXECUTOR_FLAGS, Flags, start_logs, with_flags
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ app = typer.Typer(cls=_RunByDefault, add_completion=False, rich_markup_mode=None
 
 
 app.add_typer(model.app, name="model")
+app.command()(journal.journal)
 
 
 @app.callback()

@@ -2,7 +2,7 @@
 
 import typer
 
-from loremesh.cli import canon, demo, doctor, key, new, peers, suggest, tree
+from loremesh.cli import canon, demo, doctor, key, new, peers, receipts, suggest, tree, verify
 from loremesh.cli.options import Version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -15,5 +15,14 @@ def loremesh(version: Version = False) -> None:
 
 app.add_typer(key.app, name="key")
 app.command()(new.new)
-for command in (canon.canon, tree.tree, suggest.suggest, peers.peers, doctor.doctor, demo.demo):
+for command in (
+    canon.canon,
+    tree.tree,
+    suggest.suggest,
+    receipts.receipts,
+    verify.verify,
+    peers.peers,
+    doctor.doctor,
+    demo.demo,
+):
     app.command()(command)

@@ -81,6 +81,7 @@ DESCRIPTIONS: Final[dict[str, Any]] = {
 }
 
 _EVERYWHERE: Final = ("json", "config", "log_level", "log_format")
+OFFLINE_FLAGS: Final = ("data_dir", *_EVERYWHERE)
 CLIENT_FLAGS: Final = ("bootstrap_nodes", "story", "data_dir", "key_file", "private_key", *_EVERYWHERE)
 VALIDATOR_FLAGS: Final = (
     "listen_address",

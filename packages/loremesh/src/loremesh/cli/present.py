@@ -31,3 +31,8 @@ def console() -> Console:
 def short_peer(peer_id: PeerId) -> str:
     """Show the end of a peer id: they all begin alike."""
     return "…" + peer_id_text(peer_id)[-_SHORT:]
+
+
+def several(number: int, what: str) -> str:
+    """Say how many there are of something whose plural ends with s."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -182,12 +182,12 @@ class SessionAccount:
     @property
     def tokens(self) -> int:
         """Of all receipts."""
-        return sum(_receipt(entry).tokens for entry in self.receipts)
+        return sum(evidence_of(entry).receipt.tokens for entry in self.receipts)
 
     @property
     def amount(self) -> int:
         """Gwei that all receipts amount to."""
-        return sum(_receipt(entry).amount for entry in self.receipts)
+        return sum(evidence_of(entry).receipt.amount for entry in self.receipts)
 
     @property
     def countersigned(self) -> int:
@@ -223,10 +223,15 @@ def _account(client: PeerId, executor: PeerId, session: Hash, entries: list[Entr
     )
 
 
-def _receipt(entry: Entry) -> Receipt:
+def evidence_of(entry: Entry) -> Evidence:
+    """Give the evidence that a `served` or `received` entry holds.
+
+    Raises:
+        TypeError: It is another kind of entry.
+    """
     if isinstance(entry.fact, SignedVoucher | VoucherAccepted | Refusal):
         raise TypeError(f"{entry.kind} is no receipt")
-    return entry.fact.receipt
+    return entry.fact
 
 
 def _voucher(entry: Entry) -> Voucher:

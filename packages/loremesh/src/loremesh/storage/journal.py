@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import apsw
 
-from loremesh.errors import Fault, InvalidMessage, VoucherMismatch
+from loremesh.errors import Fault, InvalidMessage, MachineError, VoucherMismatch
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.journal import RECEIPTS, Entry, EntryKind, Exchange, Fact, Refusal
@@ -70,6 +70,21 @@ _IS_SIGNED: Final = (
     "exists (select 1 from entry as voucher where voucher.session = entry.session and voucher.kind = 'voucher' "
     "and voucher.client = entry.client and voucher.executor = entry.executor and voucher.request = entry.request)"
 )
+
+
+def has_journal(directory: Path) -> bool:
+    """Tell whether anything was ever written down in `directory`; makes nothing.
+
+    Raises:
+        MachineError: It cannot be looked at.
+    """
+    try:
+        (directory / JOURNAL_NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise MachineError(f"cannot read in {directory}: {error.strerror}") from error
+    return True
 
 
 @dataclass(frozen=True, slots=True)
