@@ -142,3 +142,14 @@ async def test_finishing_and_resetting_reach_the_pipe() -> None:
     await stream.finish()
     await stream.reset()
     assert pipe.calls == ["finish", "reset"]
+
+
+async def test_that_a_frame_begins_is_known_before_it_is_there_and_nothing_of_it_is_lost() -> None:
+    whole = framed(b"one", b"two")
+    stream = Stream(ScriptedPipe(whole[:1], whole[1:9], whole[9:]), PEER)
+    assert await stream.begins()
+    assert await stream.receive(5) == b"one"
+    assert await stream.begins()
+    assert await stream.receive(5) == b"two"
+    assert not await stream.begins()
+    assert await stream.receive(5) is None

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from loremesh.errors import Fault, InvalidMessage
 from loremesh.protocol import codec
 from loremesh.protocol.block import Block
-from loremesh.protocol.codec import Bytes, Int, Many, Text, Uint256, Verbatim, decode, encode, limit_of, schema
+from loremesh.protocol.codec import (
+    Bytes,
+    Int,
+    Many,
+    Text,
+    Uint256,
+    Verbatim,
+    decode,
+    encode,
+    limit_of,
+    schema,
+    shortened,
+)
 from loremesh.protocol.genesis import Rules
 from loremesh.protocol.state import Author, Suggestion
 from loremesh.protocol.transaction import Suggest
@@ -343,3 +355,16 @@ def test_a_field_without_a_mark_cannot_be_declared() -> None:
             """A type whose field nobody can check."""
 
             anything: Annotated[int, "whatever"]
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=[]), max_size=40), st.integers(0, 40))
+def test_any_text_can_be_made_one_that_a_field_takes(text: str, limit: int) -> None:
+    short = shortened(text, limit)
+    assert len(short.encode()) <= limit
+    assert unicodedata.is_normalized("NFC", short)
+    assert shortened(short, limit) == short
+
+
+def test_what_fits_a_field_is_not_shortened() -> None:
+    assert shortened("A\u030angstr\u00f6m", 10) == "\u00c5ngstr\u00f6m"
+    assert shortened("A\u030angstr\u00f6m", 9) == "\u00c5ngstr\u00f6"

@@ -32,6 +32,7 @@ from loremesh.protocol.receipts import (
 from loremesh.protocol.typed_data import Domain
 from loremesh.protocol.vouchers import (
     Balance,
+    HandIn,
     SignedVoucher,
     Voucher,
     balances,
@@ -327,6 +328,18 @@ def test_a_balance_keeps_pairs_apart_even_where_a_client_copies_a_request_id() -
         (CLIENT.peer_id, EXECUTOR.peer_id): Balance(1, receipt().tokens, receipt().amount, 0),
         (CAT.peer_id, EXECUTOR.peer_id): Balance(1, receipt().tokens, receipt().amount, 0),
     }
+
+
+def test_a_hand_in_has_a_voucher_and_the_one_receipt_that_it_ends_with() -> None:
+    signed = sign_voucher(CLIENT, next_voucher(None, receipt()))
+    for evidence in (sign_receipt(EXECUTOR, receipt()), partial()):
+        handed = HandIn.of(evidence, signed)
+        assert decode(HandIn, encode(handed)).evidence == evidence
+    both = replace(handed, receipts=(sign_receipt(EXECUTOR, receipt()),))
+    for wrong in (both, HandIn((), (), signed)):
+        with pytest.raises(InvalidMessage) as caught:
+            _ = wrong.evidence
+        assert caught.value.fault is Fault.WRONG_SHAPE
 
 
 def test_a_receipt_and_a_partial_one_are_different_types_on_the_wire() -> None:

@@ -88,6 +88,16 @@ class Stream:
         assert deadline.cancelled_caught  # noqa: S101 - for the type checker: the block above returns or raises
         raise DeadlinePassed(f"no frame within {timeout:g} s")
 
+    async def begins(self) -> bool:
+        """Wait until the next frame begins; tell if one does, or the other side has finished instead.
+
+        For conversations that may rest: a frame that has begun is soon there, or its sender is up to something.
+
+        Raises:
+            Unreachable: The stream broke.
+        """
+        return await self._fill(1)
+
     async def _receive(self, limit: int) -> bytes | None:
         if not await self._fill(HEADER_BYTES):
             if self._unread:

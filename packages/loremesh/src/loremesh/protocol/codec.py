@@ -329,6 +329,16 @@ def _read_text(where: str, limit: int) -> Check:
     return read
 
 
+def shortened(text: str, limit: int) -> str:
+    """Make any text one that a `Text` field of `limit` bytes takes: in NFC, and cut where it is too long."""
+    kept = unicodedata.normalize("NFC", text).encode("utf-8", "replace")
+    while True:  # cutting may part a letter from its accent, which leaves another letter: then it is cut again
+        shorter = unicodedata.normalize("NFC", kept[:limit].decode("utf-8", "ignore"))
+        kept = shorter.encode()
+        if len(kept) <= limit:
+            return shorter
+
+
 def _read_uint256(where: str) -> Check:
     read_bytes = _read_bytes(where, 32, 32)
     return lambda value: int.from_bytes(read_bytes(value), "big")

@@ -296,7 +296,7 @@ def _check_json_object(text: str) -> None:
 class Transcript:
     """The answer so far, on either side: `add` what a backend gives, or `accept` what an executor sends."""
 
-    __slots__ = ("_hash", "_limit", "_pieces", "progress", "signature")
+    __slots__ = ("_data", "_hash", "_limit", "progress", "signature")
 
     def __init__(self, request: Hash, price: int, limit: int = MAX_ANSWER_BYTES) -> None:
         """Begin the answer to one request.
@@ -308,7 +308,7 @@ class Transcript:
         """
         self._hash = hashlib.sha256()
         self._limit = limit
-        self._pieces: list[str] = []
+        self._data = bytearray()  # not a list of pieces: of one letter each they would take fifty times the bytes
         self.progress = Progress(request, 0, 0, Hash(self._hash.digest()), price)
         self.signature: Signature | None = None
         """The executor's, of `progress`; None before the first piece."""
@@ -316,7 +316,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """All pieces."""
-        return "".join(self._pieces)
+        return self._data.decode()
 
     def add(self, identity: Identity, text: str) -> Delta:
         """Add a piece and sign the progress, as the executor.
@@ -329,9 +329,10 @@ class Transcript:
             InvalidMessage: TOO_LARGE, the answer has grown beyond its limit; OUT_OF_RANGE, an empty piece. It is not
                 added.
         """
-        progress, hasher = self._grown(text)
+        data = text.encode()
+        progress, hasher = self._grown(data)
         signature = identity.sign(progress_digest(progress))
-        self._take(text, progress, hasher, signature)
+        self._take(data, progress, hasher, signature)
         return Delta(progress.sequence, text, signature)
 
     def accept(self, delta: Delta, executor: PeerId) -> str:
@@ -342,13 +343,13 @@ class Transcript:
         """
         if delta.sequence != self.progress.sequence + 1:
             raise InvalidMessage(Fault.UNEXPECTED, f"piece {delta.sequence} after {self.progress.sequence}")
-        progress, hasher = self._grown(delta.text)
+        data = delta.text.encode()
+        progress, hasher = self._grown(data)
         check_progress(progress, delta.signature, executor)
-        self._take(delta.text, progress, hasher, delta.signature)
+        self._take(data, progress, hasher, delta.signature)
         return delta.text
 
-    def _grown(self, text: str) -> tuple[Progress, "hashlib._Hash"]:
-        data = text.encode()
+    def _grown(self, data: bytes) -> tuple[Progress, "hashlib._Hash"]:
         if not data:
             raise InvalidMessage(Fault.OUT_OF_RANGE, "an empty piece")
         before = self.progress
@@ -359,8 +360,8 @@ class Transcript:
         size, now = before.size + len(data), Hash(hasher.digest())
         return Progress(before.request, before.sequence + 1, size, now, before.price), hasher
 
-    def _take(self, text: str, progress: Progress, hasher: "hashlib._Hash", signature: Signature) -> None:
-        self._pieces.append(text)
+    def _take(self, data: bytes, progress: Progress, hasher: "hashlib._Hash", signature: Signature) -> None:
+        self._data += data
         self._hash = hasher
         self.progress = progress
         self.signature = signature

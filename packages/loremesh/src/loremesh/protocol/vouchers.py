@@ -9,13 +9,13 @@ Source: docs/protocol/llm.md.
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from loremesh.errors import Fault, InvalidMessage, VoucherMismatch
 from loremesh.primitives import KIB, Hash, PeerId
 from loremesh.protocol.codec import U64, U64_MAX, HashField, Many, PeerIdField, SignatureField, Text, schema
 from loremesh.protocol.identity import NO_STORY, Identity, check_peer_id, digest, evm_address_of, verify
-from loremesh.protocol.receipts import Receipt, receipt_digest
+from loremesh.protocol.receipts import Evidence, PartialReceipt, Receipt, SignedReceipt, receipt_digest
 from loremesh.protocol.typed_data import LOCAL, Domain, signing_digest, struct_type
 
 
@@ -43,6 +43,36 @@ class SignedVoucher:
 
     voucher: Voucher
     signature: SignatureField
+
+
+@schema(version=1, limit=3 * KIB)
+@dataclass(frozen=True, slots=True)
+class HandIn:
+    """A voucher that its executor has not acknowledged, and the evidence that it was signed for: one of the two."""
+
+    receipts: Annotated[tuple[SignedReceipt, ...], Many(1)]
+    partial: Annotated[tuple[PartialReceipt, ...], Many(1)]
+    voucher: SignedVoucher
+
+    @classmethod
+    def of(cls, evidence: Evidence, voucher: SignedVoucher) -> Self:
+        """Put the two together."""
+        if isinstance(evidence, SignedReceipt):
+            return cls((evidence,), (), voucher)
+        return cls((), (evidence,), voucher)
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the voucher was signed for.
+
+        Raises:
+            InvalidMessage: WRONG_SHAPE, there is none, or there are two.
+        """
+        match (*self.receipts, *self.partial):
+            case (evidence,):
+                return evidence
+            case _:
+                raise InvalidMessage(Fault.WRONG_SHAPE, "a hand-in has one receipt")
 
 
 @schema(version=1, limit=64)

@@ -69,6 +69,7 @@ class MessageType(StrEnum):
     LLM_DELTA = "llm-delta"
     LLM_FINAL = "llm-final"
     VOUCHER = "voucher"
+    HAND_IN = "hand-in"
     VOUCHER_ACCEPTED = "voucher-accepted"
     VOUCHER_REFUSED = "voucher-refused"
     CARD = "card"
