@@ -14,15 +14,14 @@ from loremesh.protocol.state import State
 from loremesh.protocol.validation import check_block_alone, link_of
 from loremesh.testing.bad_blocks import (
     BAD_BLOCKS,
-    BAD_BYTES,
     PARAMETERS,
     RULES,
     BadBlock,
-    BadBytes,
     Scene,
     scene,
     worked,
 )
+from loremesh.testing.bad_bytes import BAD_BYTES, BadBytes
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, block_on, suggestion
 from loremesh.testing.forests import everything_in
 

@@ -49,6 +49,7 @@ class Fault(StrEnum):
     FORBIDDEN_CHARACTER = "forbidden character"
     WRONG_AUTHOR = "author is not the producer"
     WRONG_OUTPUT = "output digest does not match the text"
+    WRONG_SERVING = "serving statement does not match the birth certificate"
     UNKNOWN_SUGGESTION = "suggestion is not open"
     # transactions
     WRONG_NONCE = "wrong nonce"

@@ -108,8 +108,9 @@ def _print_paragraph(block: "Block") -> None:
 
     from loremesh.cli.present import console, short_peer
 
-    header = block.header
-    console().print(
-        Text(f"\n{header.height} · {short_peer(header.producer)} · {block.content.certificate.model}", "dim")
-    )
+    header, certificate = block.header, block.content.certificate
+    heading = f"\n{header.height} · {short_peer(header.producer)} · {certificate.model}"
+    for signed in certificate.serving:
+        heading += f" · served by {short_peer(signed.serving.executor)}"
+    console().print(Text(heading, "dim"))
     console().print(Text(block.content.text))

@@ -21,6 +21,7 @@ from loremesh.protocol.codec import (
     schema,
 )
 from loremesh.protocol.identity import digest
+from loremesh.protocol.llm import SignedServing
 from loremesh.protocol.merkle import list_root
 from loremesh.protocol.transaction import Transaction, transaction_hash
 
@@ -59,6 +60,8 @@ class BirthCertificate:
     """SHA-256 of the text in UTF-8."""
     suggestions: Annotated[tuple[HashField, ...], Many(8)]
     """Ids of the open suggestions that the prompt contained."""
+    serving: Annotated[tuple[SignedServing, ...], Many(1)]
+    """The word of an executor that it served this text; empty: the author's own backend wrote it, as it says."""
 
 
 @schema(version=1, limit=16 * KIB)

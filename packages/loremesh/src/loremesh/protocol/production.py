@@ -20,6 +20,7 @@ from loremesh.protocol.block import (
 )
 from loremesh.protocol.genesis import Genesis, story_id
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.llm import SignedServing
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
 from loremesh.protocol.transaction import Transaction
@@ -34,7 +35,15 @@ class Parent:
     state: State
 
 
-def paragraph(author: PeerId, text: str, model: str, prompt_digest: Hash, suggestions: Sequence[Hash] = ()) -> Content:
+def paragraph(
+    author: PeerId,
+    text: str,
+    model: str,
+    prompt_digest: Hash,
+    suggestions: Sequence[Hash] = (),
+    *,
+    serving: SignedServing | None = None,
+) -> Content:
     """Give a paragraph with its birth certificate.
 
     Args:
@@ -43,9 +52,11 @@ def paragraph(author: PeerId, text: str, model: str, prompt_digest: Hash, sugges
         model: The name the backend gave.
         prompt_digest: Of the whole prompt.
         suggestions: Ids of the open suggestions in the prompt.
+        serving: Of the executor that served exactly this text, with this model, to this prompt.
     """
     output = Hash(hashlib.sha256(text.encode()).digest())
-    return Content(PARAGRAPH, text, BirthCertificate(author, model, prompt_digest, output, tuple(suggestions)))
+    served = () if serving is None else (serving,)
+    return Content(PARAGRAPH, text, BirthCertificate(author, model, prompt_digest, output, tuple(suggestions), served))
 
 
 def produce(

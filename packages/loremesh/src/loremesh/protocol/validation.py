@@ -11,6 +11,7 @@ from loremesh.errors import Fault, InvalidBlock, ProtocolError
 from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, StoryId, Target
 from loremesh.protocol.block import (
     PARAGRAPH,
+    BirthCertificate,
     Block,
     Content,
     Header,
@@ -23,6 +24,7 @@ from loremesh.protocol.codec import encode, limit_of
 from loremesh.protocol.content.paragraph import check_paragraph
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
 from loremesh.protocol.identity import check_peer_id, verify
+from loremesh.protocol.llm import check_serving
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
 from loremesh.protocol.transaction import Transaction
@@ -190,6 +192,16 @@ def _check_content(genesis: Genesis, block: Block) -> None:
         raise ProtocolError(Fault.WRONG_AUTHOR)
     if certificate.output_digest != hashlib.sha256(content.text.encode()).digest():
         raise ProtocolError(Fault.WRONG_OUTPUT)
+    _check_servings(certificate)
+
+
+def _check_servings(certificate: BirthCertificate) -> None:
+    """Check that an executor served what the certificate attests; its author may be that executor."""
+    for signed in certificate.serving:
+        for field in ("model", "prompt_digest", "output_digest"):
+            if getattr(signed.serving, field) != getattr(certificate, field):
+                raise ProtocolError(Fault.WRONG_SERVING, f"another {field}")
+        check_serving(signed)
 
 
 def state_after(story: StoryId, block: Block, state: State, name: Hash) -> State:

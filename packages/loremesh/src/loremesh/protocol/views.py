@@ -11,7 +11,7 @@ from loremesh.protocol.identity import peer_id_text
 
 
 def block_view(block: Block, *, finalised: bool = False) -> dict[str, Any]:
-    """Show a block: its place, its producer under both names, its text."""
+    """Show a block: its place, its producer under both names, its text, and which executor signed for that, if any."""
     header, content = block.header, block.content
     producer = peer_id_text(header.producer)
     return {
@@ -24,6 +24,7 @@ def block_view(block: Block, *, finalised: bool = False) -> dict[str, Any]:
         "kind": content.kind,
         "text": content.text,
         "model": content.certificate.model,
+        "served_by": next((peer_id_text(signed.serving.executor) for signed in content.certificate.serving), None),
         "finalised": finalised,
     }
 

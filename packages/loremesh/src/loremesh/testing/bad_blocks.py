@@ -22,7 +22,8 @@ from loremesh.protocol.block import (
 from loremesh.protocol.codec import encode
 from loremesh.protocol.fork_choice import Store, new_store, on_block
 from loremesh.protocol.genesis import Genesis, Parameters, Rules, story_id
-from loremesh.protocol.identity import Identity, digest
+from loremesh.protocol.identity import NO_STORY, Identity, digest
+from loremesh.protocol.llm import Serving, SignedServing, serving_digest
 from loremesh.protocol.production import Parent, paragraph
 from loremesh.protocol.transaction import (
     SUGGEST,
@@ -140,6 +141,13 @@ def with_text(where: Scene, text: str) -> Block:
     return with_body(where, content=paragraph(where.cast.bob.peer_id, text, "builtin", Hash(bytes(32))))
 
 
+def with_serving(where: Scene, serving: SignedServing | None = None) -> Block:
+    """Give Bob's block with the word of whoever served the text; Dan's by default."""
+    content = where.good.content
+    certificate = replace(content.certificate, serving=(serving or _served(where),))
+    return with_body(where, content=replace(content, certificate=certificate))
+
+
 def worked(block: Block, signer: Identity, **changes: object) -> Block:
     """Change header fields, do the work that the new header claims, and sign it."""
     header = resigned(block, signer, **changes).header
@@ -225,6 +233,29 @@ def _certificate(**changes: object) -> Callable[[Scene], Block]:
         return with_body(where, content=replace(content, certificate=certificate))
 
     return make
+
+
+def _served(where: Scene, **changes: object) -> SignedServing:
+    """Give Dan's word that he served Bob's text; `changes` make it another word, which he signs too."""
+    told = where.good.content.certificate
+    dan, request = where.cast.dan, _other(where.story)
+    serving = Serving(dan.peer_id, request, told.model, told.prompt_digest, told.output_digest)
+    serving = replace(serving, **changes)  # type: ignore[arg-type]  # any field
+    return SignedServing(serving, dan.sign(serving_digest(serving)))
+
+
+def _serving(**changes: Callable[[Scene], object]) -> Callable[[Scene], Block]:
+    def make(where: Scene) -> Block:
+        values = {name: change(where) for name, change in changes.items()}
+        return with_serving(where, _served(where, **values))
+
+    return make
+
+
+def _served_under_a_progress(where: Scene) -> Block:
+    signed = _served(where)
+    signature = where.cast.dan.sign(digest("llm-progress", NO_STORY, encode(signed.serving)))
+    return with_serving(where, replace(signed, signature=signature))
 
 
 def _author(who: Callable[[Scene], Identity]) -> Callable[[Scene], Block]:
@@ -399,6 +430,12 @@ BAD_BLOCKS: Final = (
     BadBlock("a model without a name", Fault.EMPTY_TEXT, _certificate(model="")),
     BadBlock("another author", Fault.WRONG_AUTHOR, _author(lambda at: at.cast.dan)),
     BadBlock("output digest of another text", Fault.WRONG_OUTPUT, _certificate(output_digest=Hash(bytes(32)))),
+    BadBlock("another model was served", Fault.WRONG_SERVING, _serving(model=lambda _: "another")),
+    BadBlock("another prompt was answered", Fault.WRONG_SERVING, _serving(prompt_digest=lambda at: _other(at.story))),
+    BadBlock("another text was served", Fault.WRONG_SERVING, _serving(output_digest=lambda at: _other(at.story))),
+    BadBlock("served by no key", Fault.BAD_KEY, _serving(executor=lambda _: _NO_POINT)),
+    BadBlock("served by whom another names", Fault.BAD_SIGNATURE, _serving(executor=lambda at: at.cast.cat.peer_id)),
+    BadBlock("served, signed as another kind of message", Fault.BAD_SIGNATURE, _served_under_a_progress),
     BadBlock("an unknown suggestion taken up", Fault.UNKNOWN_SUGGESTION, _citing("Nobody asked for this.")),
     BadBlock("a suggestion taken up twice", Fault.UNKNOWN_SUGGESTION, _citing(WISH, WISH)),
     # ---- transactions
@@ -458,41 +495,4 @@ BAD_BLOCKS: Final = (
         Fault.DUPLICATE,
         _transactions(lambda at: (suggestion(at.cast.dan, at.genesis, WISH, 1),)),
     ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class BadBytes:
-    """Bytes that are no block, made out of the bytes of one."""
-
-    name: str
-    fault: Fault
-    make: Callable[[bytes], bytes]
-
-
-# A block begins 95 01 9b 01: an array of five, version 1, and in it an array of eleven, version 1.
-BAD_BYTES: Final = (
-    BadBytes("nothing", Fault.TRUNCATED, lambda _: b""),
-    BadBytes("the last byte missing", Fault.TRUNCATED, lambda data: data[:-1]),
-    BadBytes("half of it", Fault.TRUNCATED, lambda data: data[: len(data) // 2]),
-    BadBytes("a byte too many", Fault.TRAILING_BYTES, lambda data: data + b"\x00"),
-    BadBytes("twice", Fault.TRAILING_BYTES, lambda data: data * 2),
-    BadBytes("version 2", Fault.UNKNOWN_VERSION, lambda data: data[:1] + b"\x02" + data[2:]),
-    BadBytes("header of version 2", Fault.UNKNOWN_VERSION, lambda data: data[:3] + b"\x02" + data[4:]),
-    BadBytes("version as a boolean", Fault.UNKNOWN_VERSION, lambda data: data[:1] + b"\xc3" + data[2:]),
-    BadBytes("version nested 1,000 deep", Fault.UNKNOWN_VERSION, lambda data: b"\x95" + b"\x91" * 1000 + data[1:]),
-    BadBytes("version in two bytes", Fault.NOT_CANONICAL, lambda data: data[:1] + b"\xcc\x01" + data[2:]),
-    BadBytes("array header in three bytes", Fault.NOT_CANONICAL, lambda data: b"\xdc\x00\x05" + data[1:]),
-    BadBytes("an element too many", Fault.WRONG_SHAPE, lambda data: b"\x96" + data[1:] + b"\x00"),
-    BadBytes("a field missing", Fault.WRONG_SHAPE, lambda data: b"\x94" + data[1:-1]),
-    BadBytes("nil", Fault.WRONG_SHAPE, lambda _: b"\xc0"),
-    BadBytes("an empty map", Fault.WRONG_SHAPE, lambda _: b"\x80"),
-    BadBytes("a map", Fault.WRONG_SHAPE, lambda _: b"\x81\x01\x02"),
-    BadBytes("an extension", Fault.WRONG_SHAPE, lambda _: b"\xd4\x01\x00"),
-    BadBytes("a reserved byte", Fault.WRONG_SHAPE, lambda _: b"\xc1"),
-    BadBytes("nested 10,000 deep", Fault.TOO_DEEP, lambda _: b"\x91" * 10_000 + b"\x01"),
-    BadBytes("array header 2^32-1", Fault.WRONG_SHAPE, lambda _: b"\xdd\xff\xff\xff\xff"),
-    BadBytes("string header 2^32-1", Fault.TRUNCATED, lambda _: b"\xdb\xff\xff\xff\xff"),
-    BadBytes("bytes header 2^32-1", Fault.TRUNCATED, lambda _: b"\xc6\xff\xff\xff\xff"),
-    BadBytes("over the limit of the type", Fault.TOO_LARGE, lambda _: bytes(256 * KIB + 1)),
 )

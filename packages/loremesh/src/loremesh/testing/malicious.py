@@ -47,7 +47,8 @@ from loremesh.protocol.wire import (
 )
 from loremesh.roles.networking import running_network, wall_clock
 from loremesh.services.sync import Puller
-from loremesh.testing.bad_blocks import BAD_BLOCKS, BAD_BYTES, WISH, Cast, Scene
+from loremesh.testing.bad_blocks import BAD_BLOCKS, WISH, Cast, Scene
+from loremesh.testing.bad_bytes import BAD_BYTES
 from loremesh.testing.bad_messages import (
     BAD_ANSWERS,
     BAD_MESSAGES,

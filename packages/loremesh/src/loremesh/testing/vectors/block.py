@@ -9,7 +9,7 @@ from loremesh.errors import ProtocolError
 from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import encode
 from loremesh.protocol.fork_choice import on_block
-from loremesh.testing.bad_blocks import BAD_BLOCKS, Scene, scene, wishes
+from loremesh.testing.bad_blocks import BAD_BLOCKS, Scene, scene, wishes, with_serving
 from loremesh.testing.builders import ANN, CAT, block_on
 from loremesh.testing.vectors.plain import Case
 
@@ -51,6 +51,7 @@ def cases() -> list[Case]:
                 transactions=wishes(at, at.genesis.rules.transactions, "Wish"),
             ),
         ),
+        ("served by an executor", with_serving(at)),
         ("a hundred and forty words", block_on(at.genesis, at.parent, ANN, text=" ".join(["word"] * 140))),
     )
     bad = [(bad.name, bad.make(at)) for bad in BAD_BLOCKS if bad.name not in _NOT_ENCODABLE]

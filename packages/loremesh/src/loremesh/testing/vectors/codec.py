@@ -32,7 +32,8 @@ from loremesh.protocol.wire import (
     sign_claim,
     sign_list,
 )
-from loremesh.testing.bad_blocks import BAD_BYTES, scene
+from loremesh.testing.bad_blocks import scene, with_serving
+from loremesh.testing.bad_bytes import BAD_BYTES
 from loremesh.testing.builders import ANN, BOB, START, suggestion
 from loremesh.testing.vectors.plain import Case, plain
 
@@ -143,6 +144,7 @@ def cases() -> list[Case]:
         ("a transaction", suggestion(ANN, at.genesis, "The tide should turn.")),
         ("a block without transactions", at.good),
         ("a block with a transaction", at.before[0]),
+        ("a block whose text was served", with_serving(at)),
         ("a small announcement", BlockAnnouncement(Height(3), at.story, BOB.peer_id, START, b"")),
         ("an optional value that is there", Status((at.story,), Height(2), (at.store.head,), ())),
         ("an optional value that is not", Status((), Height(0), (), ())),
