@@ -16,9 +16,12 @@ from loremesh.errors import MachineError, ProtocolError, StorageError
 from loremesh.primitives import Hash
 from loremesh.protocol.codec import encode
 from loremesh.protocol.genesis import genesis_from_bytes, story_id
+from loremesh.protocol.journal import Entry
 from loremesh.services.chain import ChainService
+from loremesh.storage.journal import JOURNAL_NAME, Journal
 from loremesh.storage.store import DATABASE_NAME, Store
 from loremesh.storage.writes import StoredBlock
+from loremesh.testing.bills import Lane, unwritten
 from loremesh.testing.builders import BOB, CAT, START, small_genesis
 from loremesh.testing.happened import Happened
 from loremesh.testing.orchard import Orchard, name_of
@@ -46,10 +49,10 @@ async def keep_story(directory: Path, living: Path) -> Names:
     return [name_of(block) for block in blocks]
 
 
-def copy_of(directory: Path, copy: Path) -> Path:
+def copy_of(directory: Path, copy: Path, name: str = DATABASE_NAME) -> Path:
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for file in directory.glob(f"{DATABASE_NAME}*"):
+    for file in directory.glob(f"{name}*"):
         shutil.copy(file, copy)
     return copy
 
@@ -167,3 +170,67 @@ async def test_a_log_whose_database_is_gone_is_told_of_and_kept(kept: Kept) -> N
     found = await start(directory)
     assert isinstance(found, str)
     assert (directory / LOG).read_bytes() == log
+
+
+class KeptJournal:
+    """A closed journal, one as a kill leaves it, and what both must hold."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.closed, self.living = root / "closed", root / "living"
+        trio.run(self.keep)
+
+    async def keep(self) -> None:
+        async with Journal.open(self.closed) as journal:
+            self.entries = list(Lane().calls(1, LENGTH))
+            for number, entry in enumerate(self.entries):
+                await journal.record(entry)
+                if number == len(self.entries) // 2:
+                    journal._database.writer.wal_checkpoint()
+            copy_of(self.closed, self.living, JOURNAL_NAME)
+
+    def copy(self, directory: Path) -> Path:
+        """Give a copy to damage."""
+        return copy_of(directory, self.root / "copy", JOURNAL_NAME)
+
+
+@pytest.fixture(scope="module")
+def bills(tmp_path_factory: pytest.TempPathFactory) -> KeptJournal:
+    return KeptJournal(tmp_path_factory.mktemp("bills"))
+
+
+async def read(directory: Path) -> list[Entry] | str:
+    """Read a journal as `loremesh receipts` does; give its entries, or what a user would read."""
+    try:
+        async with Journal.open(directory) as journal:
+            return [unwritten(entry) async for entry in journal.all_entries()]
+    except (MachineError, StorageError) as error:
+        return str(error)
+
+
+async def test_flipped_bytes_of_a_journal_are_told_or_harmless_and_never_a_silent_loss(
+    bills: KeptJournal,
+    full: bool,  # noqa: FBT001 - a fixture
+) -> None:
+    assert await read(bills.copy(bills.closed)) == await read(bills.copy(bills.living)) == bills.entries
+    told = 0
+    for seed in range(FULL if full else IN_SHORT):
+        directory = bills.copy(bills.closed)
+        flip(directory / JOURNAL_NAME, random.Random(seed), None if seed % 4 else 4096)
+        found = await read(directory)
+        told += isinstance(found, str)
+        assert isinstance(found, str) or found == bills.entries, f"seed {seed}"
+    assert told
+
+
+async def test_a_torn_or_changed_log_costs_a_journal_its_last_commits_only(bills: KeptJournal) -> None:
+    log = f"{JOURNAL_NAME}-wal"
+    size = (bills.living / log).stat().st_size
+    for number in range(15):
+        for damage in (cut(log, size * number // 15), lambda path, seed=number: flip(path / log, random.Random(seed))):
+            directory = bills.copy(bills.living)
+            damage(directory)
+            found = await read(directory)
+            assert isinstance(found, list), found
+            assert found == bills.entries[: len(found)]
+            assert len(found) > len(bills.entries) // 2

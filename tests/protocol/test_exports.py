@@ -46,7 +46,7 @@ def counter() -> Count:
 
 
 def check(value: object) -> list[Checked]:
-    return check_export(parse_json(json.dumps(value, ensure_ascii=False).encode()), counter)
+    return check_export(parse_json(json.dumps(value).encode()), counter)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -133,8 +133,17 @@ def test_one_receipt_is_exported_with_the_voucher_it_continued_from() -> None:
                 check({"sessions": [{**session, "before": None}]})
 
 
-def test_whatever_is_changed_in_any_field_is_found_and_said_in_one_line() -> None:
-    right = exported()
+def parts() -> list[Any]:
+    """Everything that can be checked by itself."""
+    whole = exported()
+    [session] = exported(Hash((2).to_bytes(32, "big")))["sessions"][:1]
+    assert session["before"]
+    return [whole, session, *whole["sessions"][0]["receipts"], session["before"]]
+
+
+@pytest.mark.parametrize("right", parts())
+def test_whatever_is_changed_in_any_field_is_found_and_said_in_one_line(right: Any) -> None:
+    assert check(right)
     for path in places(right):
         if UNSIGNED & set(path):
             continue
@@ -151,7 +160,7 @@ def test_whatever_form_an_unsigned_note_has_that_it_cannot_have_is_found() -> No
     right = exported()
     for path in places(right):
         if UNSIGNED & set(path):
-            wrong: list[object] = [[], {}, None, 1.5]
+            wrong: list[object] = [[], {}, None, 1.5, "\ud800", *([True] if path[-1] == "time" else [])]
             for other in wrong:
                 with pytest.raises(ProtocolError):
                     check(changed(right, path, other))
@@ -186,8 +195,25 @@ def test_receipts_that_are_left_out_doubled_or_swapped_are_found() -> None:
     ):
         with pytest.raises(ProtocolError):
             check({"sessions": [{**session, "receipts": wrong}]})
+    bill = receipts[4]["receipt"]  # which no voucher takes in, so that only the sums would tell
+    twice = {
+        **session,
+        "receipts": [*receipts, receipts[4]],
+        "tokens": session["tokens"] + bill["prompt_tokens"] + bill["completion_tokens"],
+        "amount": session["amount"] + bill["amount"],
+    }
+    with pytest.raises(ProtocolError, match="receipt of the same request stands before"):
+        check(twice)
     with pytest.raises(ProtocolError, match="session stands twice"):
         check({"sessions": [session, session]})
+
+
+def test_the_voucher_that_a_receipt_continued_from_is_of_the_same_session() -> None:
+    session = exported(Hash((5).to_bytes(32, "big")))["sessions"][0]
+    assert check(session)[0].vouchers == 0
+    other = exported()["sessions"][1]["receipts"][0]["voucher"]
+    with pytest.raises(ProtocolError, match=r"session\.before: session is"):
+        check({**session, "before": other})
 
 
 def test_a_field_that_does_not_belong_there_or_is_missing_is_found() -> None:
@@ -213,6 +239,8 @@ def test_a_recount_finds_an_answer_or_a_question_that_was_not_the_one() -> None:
         check(changed(right, (*path, "answer"), "It keeps itself."))
     assert caught.value.fault is Fault.WRONG_RECEIPT
     assert "sessions[0].receipts[3]: completion_tokens" in str(caught.value)
+    with pytest.raises(ProtocolError, match="half a character"):
+        check_export(changed(right, (*path, "answer"), "\ud800"), counter)
     for name in ("asked", "answer"):
         with pytest.raises(InvalidMessage, match="one of asked and answer"):
             check(changed(right, (*path, name), None))

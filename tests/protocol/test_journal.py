@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loremesh.errors import VoucherMismatch
@@ -40,7 +40,11 @@ def journal_of(done: list[tuple[Hash, bool, str]]) -> list[Entry]:
     return entries
 
 
+ALL_AT_ONCE = [(SESSIONS[0], False, what) for what in ("call", "call", "sign", "sign", "deliver", "call", "sign")]
+
+
 @given(steps)
+@example(ALL_AT_ONCE)
 def test_the_accounts_are_what_counting_entry_by_entry_gives(done: list[tuple[Hash, bool, str]]) -> None:
     entries = journal_of(done)
     found = {account.session: account for account in accounts(entries)}

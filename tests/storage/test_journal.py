@@ -309,7 +309,18 @@ async def test_a_journal_of_a_newer_program_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["data = x'00'", "kind = 'stolen'", "form = 'Genesis'", "asked = x'00'", "data = cast('text' as text)", "form = 5"],
+    [
+        "data = x'00'",
+        "kind = 'stolen'",
+        "form = 'Genesis'",
+        "asked = x'00'",
+        "data = cast('text' as text)",
+        "form = 5",
+        "time = time + 1",
+        "digest = x''",
+        "number = 7",
+        "sequence = 9",
+    ],
 )
 async def test_a_row_that_is_no_entry_is_said_to_be_damage(damage: str, tmp_path: Path) -> None:
     async with Journal.open(tmp_path) as journal:

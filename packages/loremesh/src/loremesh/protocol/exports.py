@@ -5,7 +5,7 @@ Source: docs/receipts.md.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from loremesh.protocol.json_values import (
     read_text,
     to_json,
 )
-from loremesh.protocol.llm import SignedRequest, check_chat, request_digest
+from loremesh.protocol.llm import SignedRequest, request_digest
 from loremesh.protocol.metering import Count
 from loremesh.protocol.receipts import Evidence, PartialReceipt, Receipt, SignedReceipt, check_evidence, check_receipt
 from loremesh.protocol.vouchers import SignedVoucher, Voucher, check_voucher, check_voucher_signature
@@ -55,7 +55,7 @@ class Checked:
     amount: int = 0
     """Gwei."""
     countersigned: int = 0
-    """Gwei, of receipts that are there; of a voucher alone, all that it says."""
+    """Gwei, of receipts whose vouchers were checked against them; of a voucher alone, all that it says."""
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------
@@ -141,15 +141,15 @@ def check_export(value: object, load_counter: Callable[[], Count]) -> list[Check
 
 
 def _check_alone(value: dict[str, Any], count: Callable[[], Count]) -> Checked:
-    """Check one receipt without its session; a voucher beside it is only looked at for its signature."""
-    names = value.keys() & (_PARTIAL | _KEPT)
-    members(value, "the file", frozenset(names))
+    """Check one receipt without its session: whether a voucher beside it takes it in, that alone does not show."""
+    members(value, "the file", frozenset(value.keys() & (_PARTIAL | _KEPT)))
     bill = _Bill(value, "receipt", count)
     signed = bill.voucher
     if signed:
         with _at("receipt.voucher"):
-            check_voucher_signature(signed)
-    return bill.checked(vouchers=int(signed is not None))
+            names = bill.receipt.client, bill.receipt.executor, bill.receipt.session
+            _check_names(check_voucher_signature(signed), names)
+    return replace(bill.checked(vouchers=int(signed is not None)), countersigned=0)
 
 
 def _check_session(value: object, where: str, count: Callable[[], Count]) -> Checked:
@@ -239,7 +239,6 @@ class _Bill:
             text = read_text(answer, f"{where}.answer")
             with _at(where):
                 verify(signed.signature, request_digest(signed.request), signed.request.client)
-                check_chat(signed.request)
                 check_receipt(self.evidence, signed.request, text, count())
 
     def checked(self, vouchers: int) -> Checked:

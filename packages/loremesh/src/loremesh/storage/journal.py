@@ -5,9 +5,10 @@ Append-only: entries are never changed, and the file itself refuses to. Several 
 Source: docs/receipts.md.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,7 +30,8 @@ MOST_UNDELIVERED: Final = 256
 
 JOURNAL: Final = Shape(
     (
-        # 1. `number` is how many receipts a voucher takes in. Nothing is changed, so nothing may be.
+        # 1. `number` is how many receipts a voucher takes in; `digest` is over all that stands in a row but its place.
+        # Nothing is changed, so nothing may be.
         """
         create table entry (
             sequence integer primary key,
@@ -43,7 +45,8 @@ JOURNAL: Final = Shape(
             form     text    not null,
             data     blob    not null,
             asked    blob,
-            answer   text
+            answer   text,
+            digest   blob    not null
         );
         create unique index one_receipt on entry (request, client, kind) where kind in ('served', 'received');
         create unique index one_voucher on entry (session, client, executor, kind, number)
@@ -63,7 +66,7 @@ _FORMS: Final[dict[str, type[Fact]]] = {
 }
 _COLUMNS: Final = (
     "sequence, time, kind, cast(client as blob), cast(executor as blob), cast(session as blob), "
-    "cast(request as blob), form, cast(data as blob), cast(asked as blob), answer"
+    "cast(request as blob), number, form, cast(data as blob), cast(asked as blob), answer, cast(digest as blob)"
 )
 _IN_SESSION: Final = "session = ? and client = ? and executor = ?"
 _IS_SIGNED: Final = (
@@ -196,15 +199,24 @@ class Journal:
     async def entries(self, after: int = 0, limit: int = 1000) -> list[Entry]:
         """Give the `limit` entries behind the one of sequence `after`, in the order they were written."""
         where = "sequence > ? order by sequence limit ?"
-        return await self._database.read(lambda connection: self._select(connection, where, (after, limit)))
+        found = await self._database.read(lambda connection: self._select(connection, where, (after, limit)))
+        if [entry.sequence for entry in found] != list(range(after + 1, after + 1 + len(found))):
+            raise damaged(self.path, "entries are missing", JOURNAL)
+        return found
 
     async def all_entries(self, batch: int = 1000) -> AsyncGenerator[Entry, None]:
-        """Give every entry in the order they were written, with `batch` in memory at once."""
+        """Give every entry in the order they were written, with `batch` in memory at once.
+
+        Raises:
+            MachineError: The file is damaged, be it in a way that would only hide entries.
+        """
         last = 0
         while found := await self.entries(last, batch):
             for entry in found:
                 yield entry
             last = found[-1].sequence
+        if not await self._database.read(_is_whole):
+            raise damaged(self.path, "entries are missing", JOURNAL)
 
     def _select(self, connection: apsw.Connection, where: str, values: Sequence[bytes | int]) -> list[Entry]:
         rows = connection.execute(f"select {_COLUMNS} from entry where {where}", tuple(values))  # noqa: S608 - our own text
@@ -214,8 +226,29 @@ class Journal:
             raise damaged(self.path, f"an entry that is none: {error}", JOURNAL) from error
 
 
+def _is_whole(connection: apsw.Connection) -> bool:
+    """Tell whether table and index agree on how many entries there are, and the last has that number."""
+    counted = connection.execute(
+        "select (select count(*) from entry not indexed), (select count(*) from entry indexed by of_session), "
+        "(select coalesce(max(sequence), 0) from entry)"
+    ).fetchall()
+    return len(set(counted[0])) == 1
+
+
+def _digest_of(values: Iterable[bytes | int | str | None]) -> bytes:
+    """Hash what stands in a row: a disk may change what SQLite then takes for good."""
+    digest = sha256()
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode()
+        digest.update(b"%d:%b" % (len(data), data))
+    return digest.digest()
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
-    sequence, time, kind, client, executor, session, request, form, data, asked, answer = row
+    sequence, *values, digest = row
+    if _digest_of(values) != digest:
+        raise ValueError("it has changed")
+    time, kind, client, executor, session, request, _, form, data, asked, answer = values
     exchange = None if asked is None else Exchange(decode(SignedRequest, asked), answer)
     fact = decode(_FORMS[form], data)
     return Entry(EntryKind(kind), time, client, executor, session, request, fact, exchange, sequence)
@@ -237,22 +270,23 @@ class _Append:
         entry = self.entry
         number = self._number(connection)
         data, exchange = encode(entry.fact), entry.exchange
+        values = (
+            int(entry.time),
+            entry.kind.value,
+            entry.client,
+            entry.executor,
+            entry.session,
+            entry.request,
+            number,
+            type(entry.fact).__name__,
+            data,
+            encode(exchange.request) if exchange else None,
+            exchange.answer if exchange else None,
+        )
         rows = connection.execute(
-            "insert into entry (time, kind, client, executor, session, request, number, form, data, asked, answer) "
-            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing returning sequence",
-            (
-                entry.time,
-                entry.kind,
-                entry.client,
-                entry.executor,
-                entry.session,
-                entry.request,
-                number,
-                type(entry.fact).__name__,
-                data,
-                exchange and encode(exchange.request),
-                exchange and exchange.answer,
-            ),
+            "insert into entry (time, kind, client, executor, session, request, number, form, data, asked, answer, "
+            "digest) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing returning sequence",
+            (*values, _digest_of(values)),
         )
         if not rows.fetchall():
             self._check_same(connection, number, data)
