@@ -252,6 +252,14 @@ class UsageError(LoremeshError):
     """Wrong usage or configuration; the message says what would succeed. Exit code 2."""
 
 
+class InvalidField(UsageError):
+    """A field of a request over HTTP that cannot be used; `field` is None where it is the whole of it."""
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
 class InvalidKey(UsageError):
     """Bytes or text that are not a secp256k1 private key."""
 

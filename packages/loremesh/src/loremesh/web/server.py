@@ -6,6 +6,7 @@ holds up the node's end. Here each connection is counted, contained, and has a d
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -32,6 +33,7 @@ class Limits:
         idle: Seconds to wait for the whole head of a request.
         head: Bytes of a request's head.
         received: Bytes taken in on one connection.
+        stall: Seconds that a client may take to make room for one write.
     """
 
     connections: int = 64
@@ -39,13 +41,18 @@ class Limits:
     idle: float = 5.0
     head: int = 16 * 1024
     received: int = 64 * 1024
+    stall: float = math.inf
 
 
 _USUAL: Final = Limits()
 
 
-async def listen(address: str) -> list[trio.SocketListener]:
+async def listen(address: str, flag: str = "--http") -> list[trio.SocketListener]:
     """Listen at HOST:PORT.
+
+    Args:
+        address: Where.
+        flag: Who asked for it.
 
     Raises:
         UsageError: There is no such host.
@@ -55,7 +62,7 @@ async def listen(address: str) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(int(port), host=host.removeprefix("[").removesuffix("]"))
     except trio.socket.gaierror as error:
-        raise UsageError(f"--http {address}: {host} is no address of this machine ({error.strerror})") from error
+        raise UsageError(f"{flag} {address}: {host} is no address of this machine ({error.strerror})") from error
     except OSError as error:
         raise MachineError(f"cannot serve HTTP at {address}: {error.strerror or error}") from error
 
@@ -122,6 +129,7 @@ class _BoundedStream:
         self.socket = stream.socket
         self._stream = stream
         self._deadline = trio.current_time() + limits.lifetime
+        self._stall = limits.stall
         self._left = limits.received
 
     async def receive_some(self, most: int) -> bytes:
@@ -135,7 +143,7 @@ class _BoundedStream:
     async def send_all(self, data: bytes) -> None:
         """Send all of `data` before the deadline."""
         # Inside hypercorn's shield, so that this is what ends a write that nobody reads.
-        with trio.move_on_at(self._deadline):
+        with trio.move_on_at(min(self._deadline, trio.current_time() + self._stall)):
             await self._stream.send_all(data)
             return
         raise trio.BrokenResourceError("the client does not read")
