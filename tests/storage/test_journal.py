@@ -90,6 +90,9 @@ async def test_the_vouchers_of_a_session_follow_one_another_and_none_is_replaced
         await journal.record(*entries)
         with pytest.raises(VoucherMismatch, match="receipts is 2, expected 1"):
             await journal.record(two)
+        none = sign_voucher(CLIENT, replace(first.voucher, receipts=0))
+        with pytest.raises(VoucherMismatch, match="receipts is 0, expected 1"):
+            await journal.record(replace(one, fact=none))
         await journal.record(one)
         changed = sign_voucher(CLIENT, replace(first.voucher, amount=first.voucher.amount + 1))
         with pytest.raises(VoucherMismatch):
@@ -273,6 +276,37 @@ async def test_ten_thousand_entries_are_no_burden(tmp_path: Path) -> None:
             (many[0].request, CLIENT.peer_id),
         ).fetchall()
         assert "one_receipt" in str(plan)
+
+
+async def test_the_thousandth_call_of_a_session_is_written_down_and_looked_up_at_the_cost_of_the_tenth(
+    tmp_path: Path,
+) -> None:
+    lane = Lane()
+    async with Journal.open(tmp_path) as journal:
+        steps = 0
+
+        def on_steps() -> bool:
+            nonlocal steps
+            steps += 1
+            return False
+
+        async def cost_of(number: int) -> int:
+            """Count what SQLite does for one call, in steps of its machine: no clock is asked."""
+            nonlocal steps
+            steps = 0
+            for connection in (journal._database.writer, journal._database.reader):
+                connection.set_progress_handler(on_steps, 1)
+            await journal.record(*lane.calls(number, number))
+            assert await journal.is_served(CLIENT.peer_id, lane.call(number)[1].request)
+            for connection in (journal._database.writer, journal._database.reader):
+                connection.set_progress_handler(None)
+            return steps
+
+        await journal.record(*lane.calls(1, 9))
+        tenth = await cost_of(10)
+        assert tenth > 100
+        await journal.record(*lane.calls(11, 999))
+        assert await cost_of(1000) < 1.5 * tenth
 
 
 async def test_a_full_disk_is_said_with_the_files_name_and_what_was_kept_stays(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Annotated, Final
-from unicodedata import normalize
 
 from loremesh.errors import Mismatch, ProtocolError
 from loremesh.primitives import KIB, Hash, Millis, PeerId
-from loremesh.protocol.codec import PeerIdField, Text, schema
+from loremesh.protocol.codec import PeerIdField, Text, schema, shortened
 from loremesh.protocol.llm import SignedRequest
 from loremesh.protocol.receipts import Evidence, Receipt
 from loremesh.protocol.vouchers import SignedVoucher, Voucher, VoucherAccepted
@@ -122,8 +121,8 @@ def refused(by: PeerId, receipt: Receipt, error: ProtocolError | str, time: Mill
     """
     field, claimed, expected = "", "", ""
     if isinstance(error, Mismatch):
-        field, claimed, expected = error.field, _cut(_shown(error.claimed)), _cut(_shown(error.expected))
-    fact = Refusal(by, field, claimed, expected, _cut(str(error), _REASON_BYTES))
+        field, claimed, expected = error.field, _shown(error.claimed), _shown(error.expected)
+    fact = Refusal(by, field, claimed, expected, shortened(str(error), _REASON_BYTES))
     return _about(EntryKind.REFUSED, time, receipt, fact)
 
 
@@ -132,17 +131,7 @@ def _about(kind: EntryKind, time: Millis, receipt: Receipt, fact: Fact, exchange
 
 
 def _shown(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def _cut(text: str, limit: int = _VALUE_BYTES) -> str:
-    """Shorten a text to so many bytes of NFC; cutting may part a letter from its accent, and then it is cut again."""
-    kept = text.encode("utf-8", "replace")
-    while True:
-        shorter = normalize("NFC", kept[:limit].decode("utf-8", "ignore"))
-        kept = shorter.encode()
-        if len(kept) <= limit:
-            return shorter
+    return shortened(value.hex() if isinstance(value, bytes) else str(value), _VALUE_BYTES)
 
 
 # ---- Folds ----------------------------------------------------------------------------------------------------------

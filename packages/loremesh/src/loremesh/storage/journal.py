@@ -30,8 +30,8 @@ MOST_UNDELIVERED: Final = 256
 
 JOURNAL: Final = Shape(
     (
-        # 1. `number` is how many receipts a voucher takes in; `digest` is over all that stands in a row but its place.
-        # Nothing is changed, so nothing may be.
+        # 1. `number` is how many receipts a voucher takes in, 0 of all else. `digest` is over all that stands in a row
+        # but its place. Nothing is changed, so nothing may be.
         """
         create table entry (
             sequence integer primary key,
@@ -50,10 +50,11 @@ JOURNAL: Final = Shape(
         );
         create unique index one_receipt on entry (request, client, kind) where kind in ('served', 'received');
         create unique index one_voucher on entry (session, client, executor, kind, number)
-            where kind in ('voucher', 'delivered');
+            where number > 0;
         create unique index one_refusal on entry (request, session, client, executor) where kind = 'refused';
-        create index of_session on entry (session, kind);
-        create index of_executor on entry (executor) where kind = 'voucher';
+        create index receipts on entry (session, client, executor) where kind in ('served', 'received');
+        create index vouchers on entry (executor, session, client, number) where kind = 'voucher';
+        create index of_request on entry (request, kind);
         create trigger never_changed before update on entry begin select raise(abort, 'append-only'); end;
         create trigger never_removed before delete on entry begin select raise(abort, 'append-only'); end;
         """,
@@ -70,9 +71,34 @@ _COLUMNS: Final = (
 )
 _IN_SESSION: Final = "session = ? and client = ? and executor = ?"
 _IS_SIGNED: Final = (
-    "exists (select 1 from entry as voucher where voucher.session = entry.session and voucher.kind = 'voucher' "
-    "and voucher.client = entry.client and voucher.executor = entry.executor and voucher.request = entry.request)"
+    "exists (select 1 from entry as voucher indexed by of_request "
+    "where voucher.request = entry.request and voucher.kind = 'voucher' "
+    "and voucher.session = entry.session and voucher.client = entry.client and voucher.executor = entry.executor)"
 )
+# By session first: most have nothing to deliver, and their vouchers are not looked at one by one.
+_OWED: Final = """
+    sequence in (
+        select voucher.sequence
+        from (
+            select session, client, executor, newest, (
+                select coalesce(max(number), 0) from entry as one
+                where one.session = lane.session and one.client = lane.client and one.executor = lane.executor
+                and one.kind = 'delivered' and one.number > 0
+            ) as reached
+            from (
+                select session, client, executor, max(number) as newest
+                from entry where kind = 'voucher' and executor = ? group by session, client
+            ) as lane
+        ) as lane
+        join entry as voucher using (session, client, executor)
+        where newest > reached and voucher.kind = 'voucher' and voucher.number > reached and voucher.number > 0
+    )
+    and not exists (
+        select 1 from entry as refusal where refusal.request = entry.request and refusal.kind = 'refused'
+        and refusal.session = entry.session and refusal.client = entry.client and refusal.executor = entry.executor
+    )
+    order by sequence limit ?
+"""
 
 
 def has_journal(directory: Path) -> bool:
@@ -164,7 +190,7 @@ class Journal:
         names = session, client, executor
 
         def query(connection: apsw.Connection) -> list[Entry]:
-            newest = f"kind = 'voucher' and {_IN_SESSION} order by number desc limit 1"
+            newest = f"kind = 'voucher' and number > 0 and {_IN_SESSION} order by number desc limit 1"
             unsigned = f"kind in ('served', 'received') and {_IN_SESSION} and not {_IS_SIGNED} order by sequence"
             return [*self._select(connection, newest, names), *self._select(connection, unsigned, names)]
 
@@ -175,18 +201,12 @@ class Journal:
 
     async def undelivered(self, executor: PeerId, limit: int = MOST_UNDELIVERED) -> list[Undelivered]:
         """Give the vouchers that an executor has not acknowledged and not refused, in the order they were signed."""
-        owed = (
-            "kind = 'voucher' and executor = ? and not exists (select 1 from entry as later where "
-            "later.session = entry.session and later.client = entry.client and later.executor = entry.executor "
-            "and (later.kind = 'refused' and later.request = entry.request "
-            "or later.kind = 'delivered' and later.number >= entry.number)) order by sequence limit ?"
-        )
         evidence = "kind in ('served', 'received') and request = ? and client = ? limit 1"
 
         def query(connection: apsw.Connection) -> list[tuple[Entry, Entry]]:
             return [
                 (voucher, receipt)
-                for voucher in self._select(connection, owed, (executor, limit))
+                for voucher in self._select(connection, _OWED, (executor, limit))
                 for receipt in self._select(connection, evidence, (voucher.request, voucher.client))
             ]
 
@@ -229,7 +249,7 @@ class Journal:
 def _is_whole(connection: apsw.Connection) -> bool:
     """Tell whether table and index agree on how many entries there are, and the last has that number."""
     counted = connection.execute(
-        "select (select count(*) from entry not indexed), (select count(*) from entry indexed by of_session), "
+        "select (select count(*) from entry not indexed), (select count(*) from entry indexed by of_request), "
         "(select coalesce(max(sequence), 0) from entry)"
     ).fetchall()
     return len(set(counted[0])) == 1
@@ -303,12 +323,14 @@ class _Append:
             if not self._find(connection, "kind in ('served', 'received') and request = ?", entry.request):
                 raise ValueError("a voucher for a receipt that is not in the journal")
             number = entry.fact.voucher.receipts
-            [(newest,)] = self._find(connection, "kind = 'voucher'", columns="coalesce(max(number), 0)")
-            if number > newest + 1:
+            [(newest,)] = self._find(connection, "kind = 'voucher' and number > 0", columns="coalesce(max(number), 0)")
+            if not 0 < number <= newest + 1:
                 raise VoucherMismatch("receipts", number, newest + 1)
             return number
         if isinstance(entry.fact, VoucherAccepted):
-            found = self._find(connection, "kind = 'voucher' and request = ?", entry.request, columns="number")
+            found = self._find(
+                connection, "kind = 'voucher' and request = ?", entry.request, columns="number", index="of_request"
+            )
             if not found:
                 raise ValueError("a delivery of a voucher that is not in the journal")
             return int(found[0][0])
@@ -321,15 +343,20 @@ class _Append:
             if connection.execute(same, (entry.request, entry.client, entry.kind)).fetchall() != [(data,)]:
                 raise InvalidMessage(Fault.REPLAYED, f"another receipt of request {entry.request.hex()[:8]} is kept")
         elif entry.kind is not EntryKind.REFUSED and self._find(
-            connection, "kind = ? and number = ?", entry.kind, number, columns="cast(data as blob)"
+            connection, "kind = ? and number = ? and number > 0", entry.kind, number, columns="cast(data as blob)"
         ) != [(data,)]:
             raise VoucherMismatch("receipts", number, number + 1)
 
     def _find(
-        self, connection: apsw.Connection, where: str, *values: bytes | int | str, columns: str = "1"
+        self,
+        connection: apsw.Connection,
+        where: str,
+        *values: bytes | int | str,
+        columns: str = "1",
+        index: str = "",
     ) -> list[tuple[Any, ...]]:
         entry = self.entry
         return connection.execute(
-            f"select {columns} from entry where {_IN_SESSION} and {where}",  # noqa: S608 - our own text
+            f"select {columns} from entry {index and 'indexed by '}{index} where {_IN_SESSION} and {where}",  # noqa: S608 - our own text
             (entry.session, entry.client, entry.executor, *values),
         ).fetchall()
