@@ -367,6 +367,8 @@ async def test_a_row_that_is_no_entry_is_said_to_be_damage(damage: str, tmp_path
         connection.close()
         with pytest.raises(MachineError, match=r"is damaged .* move it away and start again, the bills in it are lost"):
             await all_of(journal)
+        with pytest.raises(MachineError, match="is damaged"):
+            await journal.entries()
 
 
 async def test_garbage_in_place_of_a_journal_is_said_to_be_damage(tmp_path: Path) -> None:

@@ -80,18 +80,17 @@ _OWED: Final = """
     sequence in (
         select voucher.sequence
         from (
-            select session, client, executor, newest, (
+            select session, client, executor, (
                 select coalesce(max(number), 0) from entry as one
                 where one.session = lane.session and one.client = lane.client and one.executor = lane.executor
                 and one.kind = 'delivered' and one.number > 0
             ) as reached
             from (
-                select session, client, executor, max(number) as newest
-                from entry where kind = 'voucher' and executor = ? group by session, client
+                select distinct session, client, executor from entry where kind = 'voucher' and executor = ?
             ) as lane
         ) as lane
         join entry as voucher using (session, client, executor)
-        where newest > reached and voucher.kind = 'voucher' and voucher.number > reached and voucher.number > 0
+        where voucher.kind = 'voucher' and voucher.number > reached and voucher.number > 0
     )
     and not exists (
         select 1 from entry as refusal where refusal.request = entry.request and refusal.kind = 'refused'
@@ -323,7 +322,7 @@ class _Append:
             if not self._find(connection, "kind in ('served', 'received') and request = ?", entry.request):
                 raise ValueError("a voucher for a receipt that is not in the journal")
             number = entry.fact.voucher.receipts
-            [(newest,)] = self._find(connection, "kind = 'voucher' and number > 0", columns="coalesce(max(number), 0)")
+            [(newest,)] = self._find(connection, "kind = 'voucher'", columns="coalesce(max(number), 0)")
             if not 0 < number <= newest + 1:
                 raise VoucherMismatch("receipts", number, newest + 1)
             return number
