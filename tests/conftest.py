@@ -1,11 +1,25 @@
 """Options of every test run."""
 
+import sys
+from typing import Final
+
 import pytest
+
+RECURSION_LIMIT: Final = sys.getrecursionlimit()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a run ask for the long versions of the tests that have one."""
     parser.addoption("--full", action="store_true", help="run the long versions: every point, every round")
+
+
+def pytest_collection_finish() -> None:
+    """Run under the interpreter's own limit of recursion, as nodes do.
+
+    A library that `eth_account` imports raises it to 100,000 for the whole process, where deeply nested JSON ends the
+    process instead of raising an error.
+    """
+    sys.setrecursionlimit(RECURSION_LIMIT)
 
 
 @pytest.fixture(scope="session")
