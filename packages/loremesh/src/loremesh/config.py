@@ -82,7 +82,12 @@ def _story(value: object) -> object:
     return value
 
 
-def _host_and_port(text: str) -> str:
+def host_and_port(text: str) -> str:
+    """Check that a text is HOST:PORT; give it.
+
+    Raises:
+        ValueError: It is not, and what one looks like.
+    """
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     bracketed = host == f"[{bare}]"
@@ -139,7 +144,7 @@ class Settings(BaseModel):
     """Most connections accepted from one IP address."""
     max_reorg: Annotated[int | None, Field(ge=1)] = None
     """Most blocks that an automatic reorganisation may undo; None: what the protocol recommends."""
-    http: Annotated[str, AfterValidator(_host_and_port)] | None = None
+    http: Annotated[str, AfterValidator(host_and_port)] | None = None
     """HOST:PORT at which the node serves /healthz, /readyz and /metrics; None: nowhere."""
     drain: Annotated[Seconds, Field(ge=0, le=600)] = 2.0
     """Seconds that calls in flight get when the node is asked to stop."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from loremesh.cli import canon, demo, doctor, key, new, peers, receipts, suggest, tree, verify
+from loremesh.cli import canon, demo, doctor, gateway, key, new, peers, receipts, suggest, tree, verify
 from loremesh.cli.options import Version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -21,6 +21,7 @@ for command in (
     suggest.suggest,
     receipts.receipts,
     verify.verify,
+    gateway.gateway,
     peers.peers,
     doctor.doctor,
     demo.demo,
