@@ -66,6 +66,7 @@ def test_receipts_explains_every_entry(data: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert f"session {SESSION.hex()} with executor …{peer_id_text(EXECUTOR.peer_id)[-8:]}" in said
     assert "3 receipts, 1 not countersigned" in said
+    assert f"request {3:064x}  small-model" in said
     for words in (
         "receipt: signed by the executor",
         "partial receipt: signed by the client, on what the executor had signed as delivered",

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from loremesh.errors import VoucherMismatch
 from loremesh.primitives import Hash, Millis
 from loremesh.protocol.codec import decode, encode
-from loremesh.protocol.journal import Entry, EntryKind, Refusal, accounts, delivered, evidence_of, refused
+from loremesh.protocol.journal import Dispute, Entry, EntryKind, accounts, delivered, evidence_of, refused
 from loremesh.protocol.vouchers import SignedVoucher
 from loremesh.testing.bills import Lane
 from loremesh.testing.builders import START
@@ -79,5 +79,5 @@ def test_a_reason_of_any_length_fits_and_stays_in_nfc() -> None:
     for text in ("e\u0301" * 400, "\u1100\u1161" * 300, "x" + "🐉" * 200, "a\ud800b", ""):
         for error in (text, VoucherMismatch("head", text, b"\xff" * 500)):
             fact = refused(EXECUTOR.peer_id, evidence.receipt, error, Millis(START)).fact
-            assert isinstance(fact, Refusal)
-            assert decode(Refusal, encode(fact)) == fact
+            assert isinstance(fact, Dispute)
+            assert decode(Dispute, encode(fact)) == fact

@@ -9,7 +9,7 @@ import trio
 
 from loremesh.errors import Fault, InvalidMessage, MachineError, ReceiptMismatch, VoucherMismatch
 from loremesh.primitives import Hash, Millis
-from loremesh.protocol.journal import Entry, EntryKind, Refusal, SessionAccount, accounts, delivered, refused
+from loremesh.protocol.journal import Dispute, Entry, EntryKind, SessionAccount, accounts, delivered, refused
 from loremesh.protocol.receipts import SignedReceipt
 from loremesh.protocol.vouchers import sign_voucher
 from loremesh.storage.journal import JOURNAL, JOURNAL_NAME, Journal, Standing, has_journal
@@ -157,7 +157,7 @@ async def test_a_refusal_names_the_field_both_values_and_who_refused_and_is_kept
         await journal.record(refused(CLIENT.peer_id, evidence.receipt, error, START))
         await journal.record(refused(CLIENT.peer_id, evidence.receipt, "again", START))
         [entry] = await journal.entries()
-    assert isinstance(entry.fact, Refusal)
+    assert isinstance(entry.fact, Dispute)
     assert (entry.fact.by, entry.fact.field, entry.fact.claimed) == (CLIENT.peer_id, "output_digest", "0102")
     assert entry.fact.expected == "é" * 128
     assert entry.fact.reason.startswith("receipt does not match the recount: output_digest is 0102, expected ")

@@ -102,18 +102,18 @@ def _is_ours(account: "SessionAccount") -> bool:
 def _explain(entry: "Entry", account: "SessionAccount") -> "Iterator[str]":
     """Say what an entry is, who signed it, and what became of it."""
     from loremesh.logs import printable
-    from loremesh.protocol.journal import EntryKind, Refusal, evidence_of
+    from loremesh.protocol.journal import Dispute, EntryKind, evidence_of
     from loremesh.protocol.receipts import PartialReceipt
 
-    if isinstance(entry.fact, Refusal):
+    if isinstance(entry.fact, Dispute):
         who = "the client did not sign" if entry.fact.by == entry.client else "the executor did not take the voucher"
-        yield f"  {_when(entry.time)}  request {entry.request.hex()[:16]}…  REFUSED"
+        yield f"  {_when(entry.time)}  request {entry.request.hex()}  REFUSED"
         yield f"      {who}: {printable(entry.fact.reason)}"
         return
     evidence = evidence_of(entry)
     bill = evidence.receipt
     yield (
-        f"  {_when(entry.time)}  request {bill.request.hex()[:16]}…  {printable(bill.model)}  "
+        f"  {_when(entry.time)}  request {bill.request.hex()}  {printable(bill.model)}  "
         f"{bill.prompt_tokens} + {bill.completion_tokens} tokens  {bill.amount} gwei  {bill.finish}"
     )
     if isinstance(evidence, PartialReceipt):

@@ -12,7 +12,7 @@ from typing import Any, Final
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, VoucherMismatch
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.identity import peer_id_text, verify
-from loremesh.protocol.journal import Entry, EntryKind, Refusal, SessionAccount, evidence_of
+from loremesh.protocol.journal import Dispute, Entry, EntryKind, SessionAccount, evidence_of
 from loremesh.protocol.json_values import (
     elements,
     from_json,
@@ -197,7 +197,7 @@ def _check_refusals(value: object, where: str) -> None:
         found = members(one, inside, _REFUSAL)
         read_int(found["time"], f"{inside}.time")
         read_bytes(found["request"], f"{inside}.request")
-        from_json(Refusal, found["refusal"], f"{inside}.refusal")
+        from_json(Dispute, found["refusal"], f"{inside}.refusal")
 
 
 def _sum(one: Checked, other: Checked) -> Checked:

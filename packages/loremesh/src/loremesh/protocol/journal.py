@@ -42,7 +42,7 @@ RECEIPTS: Final = (EntryKind.SERVED, EntryKind.RECEIVED)
 
 @schema(version=1, limit=2 * KIB)
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Dispute:
     """Why somebody would not agree to a bill."""
 
     by: PeerIdField
@@ -63,7 +63,7 @@ class Exchange:
     answer: str
 
 
-Fact = Evidence | SignedVoucher | VoucherAccepted | Refusal
+Fact = Evidence | SignedVoucher | VoucherAccepted | Dispute
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def refused(by: PeerId, receipt: Receipt, error: ProtocolError | str, time: Mill
     field, claimed, expected = "", "", ""
     if isinstance(error, Mismatch):
         field, claimed, expected = error.field, _shown(error.claimed), _shown(error.expected)
-    fact = Refusal(by, field, claimed, expected, shortened(str(error), _REASON_BYTES))
+    fact = Dispute(by, field, claimed, expected, shortened(str(error), _REASON_BYTES))
     return _about(EntryKind.REFUSED, time, receipt, fact)
 
 
@@ -218,7 +218,7 @@ def evidence_of(entry: Entry) -> Evidence:
     Raises:
         TypeError: It is another kind of entry.
     """
-    if isinstance(entry.fact, SignedVoucher | VoucherAccepted | Refusal):
+    if isinstance(entry.fact, SignedVoucher | VoucherAccepted | Dispute):
         raise TypeError(f"{entry.kind} is no receipt")
     return entry.fact
 

@@ -17,7 +17,7 @@ import apsw
 from loremesh.errors import Fault, InvalidMessage, MachineError, VoucherMismatch
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.codec import decode, encode
-from loremesh.protocol.journal import RECEIPTS, Entry, EntryKind, Exchange, Fact, Refusal
+from loremesh.protocol.journal import RECEIPTS, Dispute, Entry, EntryKind, Exchange, Fact
 from loremesh.protocol.llm import SignedRequest
 from loremesh.protocol.receipts import Evidence, PartialReceipt, SignedReceipt
 from loremesh.protocol.vouchers import SignedVoucher, VoucherAccepted
@@ -63,7 +63,7 @@ JOURNAL: Final = Shape(
 )
 
 _FORMS: Final[dict[str, type[Fact]]] = {
-    one.__name__: one for one in (SignedReceipt, PartialReceipt, SignedVoucher, VoucherAccepted, Refusal)
+    one.__name__: one for one in (SignedReceipt, PartialReceipt, SignedVoucher, VoucherAccepted, Dispute)
 }
 _COLUMNS: Final = (
     "sequence, time, kind, cast(client as blob), cast(executor as blob), cast(session as blob), "
