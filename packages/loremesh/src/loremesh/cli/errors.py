@@ -14,7 +14,9 @@ import typer
 import typer.main
 
 from loremesh.errors import (
+    CallFailed,
     DeadlinePassed,
+    ExecutorBusy,
     LoremeshError,
     MachineError,
     ProtocolError,
@@ -47,6 +49,8 @@ _CODES: Final[tuple[tuple[type[LoremeshError], ExitCode], ...]] = (
     (StorageError, ExitCode.MACHINE),
     (Unreachable, ExitCode.UNREACHABLE),
     (DeadlinePassed, ExitCode.DEADLINE),
+    (ExecutorBusy, ExitCode.UNREACHABLE),
+    (CallFailed, ExitCode.REFUSED),
     (ServiceError, ExitCode.UNREACHABLE),
     (ProtocolError, ExitCode.REFUSED),
 )

@@ -2,7 +2,7 @@
 
 import typer
 
-from loremesh.cli import canon, demo, doctor, gateway, key, new, peers, receipts, suggest, tree, verify
+from loremesh.cli import ask, canon, demo, doctor, gateway, key, models, new, peers, receipts, suggest, tree, verify
 from loremesh.cli.options import Version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -19,6 +19,8 @@ for command in (
     canon.canon,
     tree.tree,
     suggest.suggest,
+    ask.ask,
+    models.models,
     receipts.receipts,
     verify.verify,
     gateway.gateway,

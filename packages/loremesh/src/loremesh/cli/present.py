@@ -1,16 +1,22 @@
 """What the commands share when they speak to people: one console, one way to shorten a name."""
 
+import re
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
+import trio
 from rich.console import Console
 
+from loremesh.logs import printable
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
 
 _SHORT: Final = 8
 _READABLE: Final = 100
 _NEVER_WRAP: Final = 10_000
+_UNDER_WAY: Final = 1.0
 
 
 class _Console(Console):
@@ -36,3 +42,41 @@ def short_peer(peer_id: PeerId) -> str:
 def several(number: int, what: str) -> str:
     """Say how many there are of something whose plural ends with s."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def for_reader(text: str) -> str:
+    """Give a stranger's text as stdout takes it: on a terminal without what would move its cursor, else as it is."""
+    return "".join(map(_harmless, re.split("([\n\t])", text))) if sys.stdout.isatty() else text
+
+
+def _harmless(piece: str) -> str:
+    return piece if piece in {"\n", "\t"} else printable(piece)
+
+
+@asynccontextmanager
+async def under_way(what: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Show on a terminal's stderr that something takes more than a second, until the block ends.
+
+    Yields:
+        Call it to show it no longer.
+    """
+    scope, ended = trio.CancelScope(), trio.Event()
+
+    async def show() -> None:
+        with scope:
+            await trio.sleep(_UNDER_WAY)
+            if sys.stderr.isatty():
+                with Console(stderr=True).status(what):
+                    await trio.sleep_forever()
+        ended.set()
+
+    async def end() -> None:
+        scope.cancel()
+        await ended.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(show)
+        try:
+            yield end
+        finally:
+            scope.cancel()

@@ -1,0 +1,568 @@
+"""One answer, whoever gave it: fail-over, continuation, and bills that are right or refused."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loremesh.errors import (
+    CallFailed,
+    DeadlinePassed,
+    ErrorKind,
+    ExecutorBusy,
+    MachineError,
+    NoExecutor,
+    UnsupportedModel,
+)
+from loremesh.network.settings import NetworkSettings
+from loremesh.primitives import Hash
+from loremesh.protocol.cards import ModelOffer
+from loremesh.protocol.identity import Identity
+from loremesh.protocol.journal import Dispute, EntryKind
+from loremesh.protocol.llm import ChatMessage
+from loremesh.protocol.receipts import CUT, PartialReceipt, SignedReceipt, check_evidence
+from loremesh.protocol.vouchers import next_voucher
+from loremesh.roles.mesh import Mesh, entered
+from loremesh.services.counting import Counting
+from loremesh.services.router import Answer, Chat
+from loremesh.services.routing import short_name
+from loremesh.testing.builders import ANN, BOB, CAT, DAN
+from loremesh.testing.calls import ASKED, PIECES, PRICE, count_words
+from loremesh.testing.memory_journal import MemoryJournal
+from loremesh.testing.memory_network import MemoryNetwork
+from loremesh.testing.scripted_executor import (
+    MODEL,
+    Line,
+    Script,
+    ScriptedExecutor,
+    accepts,
+    babbles,
+    bills,
+    busy,
+    honest,
+    leaves,
+    lost_after,
+    refuses,
+    repeats,
+    signs_another,
+    silent_after,
+    talks_on,
+)
+from loremesh.testing.virtual_time import run_jumping, virtual_clock
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+CHAT = Chat(MODEL, ASKED, max_tokens=200)
+TEXT = "Nobody keeps the lamp — it keeps itself. 🐉"
+
+
+class Level(random.Random):
+    """Prefers nobody: strangers are asked in the order of their prices."""
+
+    def random(self) -> float:
+        return 0.5
+
+
+@dataclass
+class World:
+    """A client and the executors that it is connected to."""
+
+    mesh: Mesh
+    journal: MemoryJournal
+    executors: dict[Identity, ScriptedExecutor]
+    delivered: list[str] = field(default_factory=list)
+
+    async def deliver(self, text: str) -> None:
+        self.delivered.append(text)
+
+    async def call(self, chat: Chat = CHAT, **changes: Any) -> Answer:
+        self.delivered.clear()
+        answer = await self.mesh.call(replace(chat, **changes), self.deliver)
+        assert "".join(self.delivered) == answer.text
+        return answer
+
+    async def settled(self) -> None:
+        await self.mesh.settle(60)
+
+    def kinds(self) -> list[EntryKind]:
+        return [entry.kind for entry in self.journal.entries]
+
+
+@asynccontextmanager
+async def world(*scripts: list[Script], patience: float = 10, **changes: Any) -> AsyncIterator[World]:
+    """Start executors, one for each list of scripts; the earlier ones are cheaper and so are asked first."""
+    clock, between = virtual_clock(), MemoryNetwork()
+    journal = MemoryJournal()
+    async with trio.open_nursery() as nursery:
+        client = between.node(ANN, NetworkSettings(listen_addresses=(), dht_server=False))
+        await nursery.start(client.run)
+        executors = {}
+        for number, (identity, script) in enumerate(zip((BOB, CAT, DAN), scripts, strict=False)):
+            offer = ModelOffer(MODEL, 8192, PRICE + 100 * number)
+            executor = ScriptedExecutor(identity, clock, list(script), offer=offer, **changes)
+            node = executor.attach(between.node(identity))
+            await nursery.start(node.run)
+            await client.connect(node.place)
+            executors[identity] = executor
+        async with entered(
+            ANN, client, journal, clock, counting=Counting(count_words), patience=patience, chance=Level()
+        ) as mesh:
+            yield World(mesh, journal, executors)
+        nursery.cancel_scope.cancel()
+
+
+# ---- All goes well --------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_what_the_executor_wrote_and_its_bill_is_countersigned() -> None:
+    async with world([honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        assert (answer.text, answer.finish, answer.model) == (TEXT, "stop", MODEL)
+        assert answer.executors == (BOB.peer_id,)
+        assert answer.usage.prompt_tokens == sum(count_words(message.content) for message in ASKED)
+        assert answer.usage.completion_tokens == count_words(TEXT)
+        assert answer.backend_usage is not None
+        assert not answer.warnings
+        (evidence,) = answer.evidence
+        assert check_evidence(evidence).tokens == answer.usage.total_tokens
+        assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER, EntryKind.DELIVERED]
+        (voucher,) = here.executors[BOB].vouchers
+        assert voucher.voucher.amount == evidence.receipt.amount
+
+
+async def test_what_is_asked_is_what_the_executor_reads() -> None:
+    chat = replace(
+        CHAT, temperature=0.7, top_p=0.25, seed=5, stop=("\n",), response_format={"type": "json_object"}, max_price=900
+    )
+    async with world([honest]) as here:
+        await here.call(chat)
+        (request,) = here.executors[BOB].requests
+        assert (request.temperature, request.top_p, request.seed) == ((700,), (250,), (5,))
+        assert (request.stop, request.response_format) == (("\n",), '{"type": "json_object"}')
+        assert (request.max_tokens, request.max_price, request.continues) == (200, 900, 0)
+        assert request.messages == ASKED
+
+
+async def test_calls_one_after_another_share_a_lane_and_a_session_whose_vouchers_add_up() -> None:
+    async with world([honest]) as here:
+        for _ in range(5):
+            await here.call()
+            await here.settled()
+        executor = here.executors[BOB]
+        assert len({request.session for request in executor.requests}) == 1
+        assert len({request.id for request in executor.requests}) == 5
+        assert [signed.voucher.receipts for signed in executor.vouchers] == [1, 2, 3, 4, 5]
+        previous = None
+        receipts = [entry.fact for entry in here.journal.of(EntryKind.RECEIVED)]
+        for signed, evidence in zip(executor.vouchers, receipts, strict=True):
+            assert isinstance(evidence, SignedReceipt)
+            previous = next_voucher(previous, evidence.receipt)
+            assert signed.voucher == previous
+
+
+async def test_calls_side_by_side_have_sessions_of_their_own() -> None:
+    async with world([honest], pause=0.1) as here:
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(here.mesh.call, CHAT, _drop)
+        await here.settled()
+        executor = here.executors[BOB]
+        assert len({request.session for request in executor.requests}) == 6
+        assert [signed.voucher.receipts for signed in executor.vouchers] == [1] * 6
+
+
+async def test_pieces_are_delivered_as_they_come() -> None:
+    times = []
+
+    async def deliver(text: str) -> None:
+        times.append(round(trio.current_time(), 1))
+
+    async with world([honest], pause=2.0) as here:
+        began = round(trio.current_time(), 1)
+        await here.mesh.call(CHAT, deliver)
+        assert [round(time - began) for time in times] == [2, 4, 6]
+
+
+async def test_the_answer_does_not_wait_for_the_acknowledgement_of_its_voucher() -> None:
+    async with world([honest], acknowledges=False) as here:
+        began = trio.current_time()
+        await here.call()
+        assert trio.current_time() - began < 1
+        await here.settled()
+        assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER]
+
+
+async def test_a_voucher_is_written_down_before_it_is_sent() -> None:
+    async with world([honest]) as here:
+        executor = here.executors[BOB]
+        await here.call()
+        await executor.wait(lambda: bool(executor.vouchers))
+        assert here.kinds()[:2] == [EntryKind.RECEIVED, EntryKind.VOUCHER]
+
+
+async def test_what_cannot_be_written_down_is_not_signed() -> None:
+    async with world([honest]) as here:
+        here.journal.failure = MachineError("disk full")
+        answer = await here.call()
+        await here.settled()
+        assert answer.text == TEXT
+        assert not here.executors[BOB].vouchers
+        assert not here.journal.entries
+
+
+async def test_a_voucher_that_was_not_acknowledged_is_handed_in_at_the_next_contact() -> None:
+    async with world([honest], acknowledges=False) as here:
+        executor = here.executors[BOB]
+        first = await here.call()
+        await here.settled()
+        executor.acknowledges = True
+        await here.call()
+        await here.settled()
+        (handed,) = executor.handed_in
+        assert handed.evidence == first.evidence[0]
+        assert here.kinds().count(EntryKind.DELIVERED) == 2
+        await here.call()
+        await here.settled()
+        assert len(executor.handed_in) == 1
+
+
+async def test_a_lane_that_was_broken_while_it_rested_costs_nothing_but_a_new_one() -> None:
+    async with world([honest, leaves_after_paying, honest]) as here:
+        await here.call()
+        await here.settled()
+        answer = await here.call()
+        assert answer.text == TEXT
+        assert len(here.executors[BOB].requests) >= 2
+        assert len(answer.attempts) == 2  # what was considered, and that it answered
+
+
+async def leaves_after_paying(line: Any) -> None:
+    await leaves(line)
+
+
+async def test_the_statement_of_who_served_comes_with_an_answer_that_one_executor_wrote() -> None:
+    async with world([honest]) as here:
+        answer = await here.call(fold_words=20)
+        assert answer.served is not None
+        assert answer.served.serving.executor == BOB.peer_id
+        assert (await here.call()).served is None
+
+
+# ---- Fail-over before the first piece -------------------------------------------------------------------------------
+
+BEFORE: dict[str, tuple[Script, str]] = {
+    "refuses": (refuses(ErrorKind.BACKEND_FAILED), "0 of 1 calls"),
+    "does not serve it": (refuses(ErrorKind.UNSUPPORTED_MODEL), "0 of 1 calls"),
+    "gives an error that is none": (refuses("tired"), "0 of 5 calls"),
+    "is silent": (silent_after(None), "0 of 1 calls"),
+    "is silent after accepting": (silent_after(0), "0 of 1 calls"),
+    "is lost": (lost_after(0), "0 of 1 calls"),
+    "leaves": (leaves, "0 of 1 calls"),
+    "babbles": (babbles, "0 of 5 calls"),
+    "accepts another request": (accepts(request=Hash(b"\x0a" * 32)), "0 of 5 calls"),
+    "accepts for more than was agreed": (accepts(price=1001), "0 of 5 calls"),
+    "signs another request's digest": (signs_another, "0 of 5 calls"),
+    "is busy": (busy(60), "busy for"),
+    "is exhausted": (refuses(ErrorKind.EXHAUSTED), "busy for"),
+}
+"""What an executor does, and how the next call explains what it thinks of that."""
+
+
+@pytest.mark.parametrize("name", BEFORE)
+async def test_who_fails_before_the_first_piece_is_replaced_by_the_next(name: str) -> None:
+    script, reputation = BEFORE[name]
+    async with world([script], [honest]) as here:
+        answer = await here.call(max_price=1000)
+        await here.settled()
+        assert answer.text == TEXT
+        assert answer.executors == (CAT.peer_id,)
+        assert len(here.executors[BOB].requests) == 1
+        assert {entry.executor for entry in here.journal.entries} == {CAT.peer_id}
+        again = await here.call(max_price=1000)
+        assert any(short_name(BOB.peer_id) in line and reputation in line for line in again.attempts)
+        assert len(here.executors[BOB].requests) == 1
+
+
+async def test_each_attempt_has_a_request_of_its_own() -> None:
+    async with world([lost_after(0)], [refuses(ErrorKind.BACKEND_FAILED)], [honest]) as here:
+        await here.call()
+        requests = [request for one in here.executors.values() for request in one.requests]
+        assert len({request.id for request in requests}) == len({request.session for request in requests}) == 3
+
+
+async def test_a_busy_executor_is_asked_again_when_it_has_said_to_be_free() -> None:
+    async with world([busy(3), honest]) as here:
+        began = trio.current_time()
+        answer = await here.call()
+        assert answer.text == TEXT
+        assert 3 <= trio.current_time() - began < 4
+
+
+async def test_when_all_are_busy_for_long_the_caller_is_told_how_long() -> None:
+    async with world([busy(60)], [busy(40)]) as here:
+        with pytest.raises(ExecutorBusy) as caught:
+            await here.call()
+        assert 39 < caught.value.retry_after <= 40
+        with pytest.raises(ExecutorBusy):
+            await here.call()
+        assert [len(one.requests) for one in here.executors.values()] == [1, 1]
+
+
+# ---- In the middle --------------------------------------------------------------------------------------------------
+
+LOSSES: dict[str, Callable[[int], Script]] = {
+    "is lost": lost_after,
+    "is silent": silent_after,
+    "fails": lambda pieces: refuses(ErrorKind.BACKEND_FAILED, pieces),
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("name", LOSSES)
+async def test_who_is_lost_in_the_middle_is_continued_by_the_next_and_both_are_paid(name: str, pieces: int) -> None:
+    async with world([LOSSES[name](pieces)], [honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        assert answer.text == TEXT
+        assert answer.executors == (BOB.peer_id, CAT.peer_id)
+        partial, full = answer.evidence
+        assert isinstance(partial, PartialReceipt)
+        assert isinstance(full, SignedReceipt)
+        assert (partial.receipt.finish, partial.receipt.executor) == (CUT, BOB.peer_id)
+        assert answer.usage.total_tokens == check_evidence(partial).tokens + check_evidence(full).tokens
+        assert answer.served is None
+        (request,) = here.executors[CAT].requests
+        assert request.continues == 1
+        delivered = "".join(PIECES[:pieces])
+        assert request.messages == (*ASKED, ChatMessage("assistant", delivered))
+        assert request.max_tokens == CHAT.max_tokens - count_words(delivered)
+        assert here.kinds().count(EntryKind.VOUCHER) == 2
+        assert not here.executors[BOB].vouchers
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=60).filter(lambda text: text.encode("utf-8", "ignore").decode() == text), st.data())
+def test_an_answer_cut_anywhere_any_number_of_times_is_the_same_to_the_byte(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text)), max_size=8)) | {len(text)})
+    pieces = tuple(text[start:end] for start, end in zip([0, *cuts], cuts, strict=False))
+    losses = data.draw(st.lists(st.integers(0, len(pieces)), min_size=2, max_size=2))
+
+    async def main() -> None:
+        async with world(*([lost_after(loss)] for loss in losses), [honest], pieces=pieces) as here:
+            answer = await here.call()
+            await here.settled()
+            assert answer.text == text
+            tokens = [check_evidence(one).completion_tokens for one in answer.evidence]
+            parts = [one.receipt.output_digest for one in answer.evidence]
+            assert sum(tokens) == answer.usage.completion_tokens
+            assert len(parts) == len(answer.executors)
+
+    run_jumping(main)
+
+
+async def test_the_partial_voucher_is_handed_in_at_the_next_contact() -> None:
+    async with world([lost_after(2), honest], [honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        await trio.sleep(10)
+        here.executors[CAT].scripts = [busy(60)]
+        await here.call()
+        await here.settled()
+        (handed,) = here.executors[BOB].handed_in
+        assert handed.evidence == answer.evidence[0]
+        assert handed.voucher.voucher.amount == answer.evidence[0].receipt.amount
+
+
+async def test_an_answer_that_was_cut_where_it_had_to_end_is_complete() -> None:
+    async with world([lost_after(3)]) as here:
+        answer = await here.call(max_tokens=count_words(TEXT))
+        assert (answer.text, answer.finish) == (TEXT, "length")
+        assert [one.receipt.finish for one in answer.evidence] == [CUT]
+
+
+async def test_a_call_that_fails_in_the_middle_costs_nothing() -> None:
+    async with world([lost_after(2)], [refuses(ErrorKind.BACKEND_FAILED)]) as here:
+        with pytest.raises(NoExecutor) as caught:
+            await here.call()
+        await here.settled()
+        assert len(caught.value.tried) == 2
+        assert not here.journal.entries
+
+
+# ---- Bills that are wrong -------------------------------------------------------------------------------------------
+
+LIES: dict[str, dict[str, Any]] = {
+    "request": {"request": Hash(b"\x01" * 32)},
+    "client": {"client": DAN.peer_id},
+    "session": {"session": Hash(b"\x02" * 32)},
+    "model": {"model": "large-model"},
+    "tokenizer": {"tokenizer": "mine"},
+    "prompt_tokens": {"prompt_tokens": 10_000},
+    "completion_tokens": {"completion_tokens": 0},
+    "prompt_digest": {"prompt_digest": Hash(b"\x03" * 32)},
+    "output_digest": {"output_digest": Hash(b"\x04" * 32)},
+    "amount": {"amount": 10**12},
+    "finish": {"finish": "tired"},
+    "time": {"time": 5},
+}
+
+
+@pytest.mark.parametrize("field", LIES)
+async def test_a_wrong_bill_is_refused_by_name_and_the_answer_given_all_the_same(field: str) -> None:
+    async with world([bills(**LIES[field])], [honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        assert answer.text == TEXT
+        assert answer.executors == (BOB.peer_id,)
+        assert answer.evidence == ()
+        assert answer.usage.completion_tokens == count_words(TEXT)
+        (warning,) = answer.warnings
+        assert field in warning
+        (entry,) = here.journal.entries
+        assert isinstance(entry.fact, Dispute)
+        assert (entry.fact.by, entry.fact.field) == (ANN.peer_id, field)
+        assert entry.request == here.executors[BOB].requests[0].id
+        await here.executors[BOB].wait(lambda: bool(here.executors[BOB].refusals))
+        assert field in here.executors[BOB].refusals[0].reason
+        assert not here.executors[BOB].vouchers
+        assert (await here.call()).executors == (CAT.peer_id,)
+
+
+async def test_a_price_above_the_accepted_one_is_refused() -> None:
+    async with world([bills_more], [honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        assert "price" in answer.warnings[0]
+        assert here.kinds() == [EntryKind.REFUSED]
+
+
+async def bills_more(line: Line) -> None:
+    tokens = 7 + 8
+    await bills(price=PRICE + 100, amount=-(-tokens * (PRICE + 100) // 1000))(line)
+
+
+async def test_pieces_after_the_end_cost_their_executor_its_reputation_and_not_the_caller() -> None:
+    async with world([talks_on], [honest]) as here:
+        answer = await here.call()
+        await here.settled()
+        assert (answer.text, answer.warnings) == (TEXT, ())
+        assert (await here.call()).executors == (CAT.peer_id,)
+
+
+async def test_a_piece_that_comes_twice_is_delivered_once() -> None:
+    async with world([repeats], [honest]) as here:
+        answer = await here.call()
+        assert answer.text == TEXT
+        assert answer.executors == (BOB.peer_id, CAT.peer_id)
+
+
+# ---- No answer ------------------------------------------------------------------------------------------------------
+
+
+async def test_when_nobody_answers_the_caller_hears_who_was_tried() -> None:
+    async with world([lost_after(0)], [silent_after(0)], [refuses(ErrorKind.BACKEND_FAILED)]) as here:
+        with pytest.raises(NoExecutor) as caught:
+            await here.call()
+        assert len(caught.value.tried) == 3
+        assert short_name(CAT.peer_id) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_TOO_LONG])
+async def test_what_all_refuse_for_what_it_is_is_the_callers_to_mend(kind: ErrorKind) -> None:
+    async with world([refuses(kind)], [refuses(kind)]) as here:
+        with pytest.raises(CallFailed) as caught:
+            await here.call()
+        assert caught.value.kind is kind
+        here.executors[BOB].scripts = [honest]
+        assert (await here.call()).executors == (BOB.peer_id,)
+
+
+async def test_nobody_is_asked_who_asks_more_than_was_agreed() -> None:
+    async with world([honest], [honest]) as here:
+        with pytest.raises(CallFailed) as caught:
+            await here.call(max_price=PRICE - 1)
+        assert caught.value.kind is ErrorKind.TOO_EXPENSIVE
+        assert not here.executors[BOB].requests
+
+
+async def test_a_model_that_nobody_serves_is_refused_with_those_that_are() -> None:
+    async with world([honest]) as here:
+        with pytest.raises(UnsupportedModel) as caught:
+            await here.call(model="large-model")
+        assert caught.value.served == (MODEL,)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messages": ()},
+        {"messages": (ChatMessage("robot", "x"),)},
+        {"messages": (ChatMessage("user", "x" * 600_000),)},
+        {"max_tokens": 0},
+        {"max_tokens": 10**9},
+        {"temperature": 3.0},
+        {"top_p": -1.0},
+        {"seed": 2**64},
+        {"stop": ("",)},
+        {"stop": ("x",) * 5},
+        {"model": "x" * 200},
+        {"messages": (ChatMessage("user", "\ud800"),)},
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_asked_is_asked_of_nobody(changes: dict[str, Any]) -> None:
+    async with world([honest]) as here:
+        with pytest.raises(CallFailed) as caught:
+            await here.call(**changes)
+        assert caught.value.kind is ErrorKind.BAD_REQUEST
+        assert not here.executors[BOB].requests
+
+
+async def test_a_call_ends_at_its_deadline() -> None:
+    async with world([silent_after(1)], pause=1) as here:
+        began = trio.current_time()
+        with pytest.raises(DeadlinePassed):
+            await here.call(deadline=20)
+        assert trio.current_time() - began == pytest.approx(20, abs=0.1)
+        assert "0 of 1 calls" in (await _considered(here))
+
+
+async def _considered(here: World) -> str:
+    here.executors[BOB].scripts = [honest]
+    return "; ".join((await here.call()).attempts)
+
+
+async def test_a_caller_that_leaves_resets_the_stream() -> None:
+    async with world([silent_after(1)]) as here:
+        with trio.move_on_after(5):
+            await here.call()
+        executor = here.executors[BOB]
+        executor.scripts = [honest]
+        await here.call()
+        await here.settled()
+        assert len({request.session for request in executor.requests}) == 2
+        assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER, EntryKind.DELIVERED]
+
+
+async def test_what_the_taker_of_pieces_raises_is_raised_and_nobodys_fault() -> None:
+    class Enough(Exception):
+        pass
+
+    async def refuse(text: str) -> None:
+        raise Enough(text)
+
+    async with world([honest]) as here:
+        with pytest.raises(Enough):
+            await here.mesh.call(CHAT, refuse)
+        assert "0 of 1 calls" not in await _considered(here)
+
+
+async def _drop(text: str) -> None:
+    del text
