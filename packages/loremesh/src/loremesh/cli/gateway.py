@@ -66,6 +66,7 @@ def gateway(
 
 
 def _tell_ready(settings: "Settings", url: str) -> None:
+    typer.echo("note: executors can read what is asked here and what they answer", err=True)
     if settings.json_output:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         typer.echo(json.dumps({"event": "ready", "at": at, "role": "gateway", "base_url": url}))

@@ -216,7 +216,7 @@ async def run_node_process(
     """Run a node program with `--json` until it ends, or kill it when cancelled; reports the node.
 
     Args:
-        name: `loremesh-validator` or `loremesh-executor`.
+        name: `loremesh-validator` or `loremesh-executor`; `loremesh`, where `arguments` begin with `gateway`.
         log_file: Its stderr is added there.
         arguments: Of the program.
         extra: Of its environment.
@@ -227,7 +227,7 @@ async def run_node_process(
     began = time.perf_counter()
     with log_file.open("ab") as log:
         process = await trio.lowlevel.open_process(
-            [*within, program(name), "--json", *arguments],
+            [*within, program(name), *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
