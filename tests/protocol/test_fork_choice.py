@@ -1,5 +1,6 @@
 """Fork choice, case by case: bounded pools, reorganisations, forgotten states, equivocation."""
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -7,21 +8,18 @@ import pytest
 from loremesh.errors import Fault, InvalidBlock
 from loremesh.primitives import Hash, Millis
 from loremesh.protocol.block import Block, header_hash
+from loremesh.protocol.changes import Accepted, Equivocated, HeadMoved, Refused, ReorgWithheld, SetAside, Waiting
 from loremesh.protocol.fork_choice import (
     KEEP_STATES,
     MAX_HELD,
     MAX_ORPHANS,
+    MAX_SURPLUS,
     STATE_EVERY,
-    Accepted,
-    Equivocated,
-    HeadMoved,
-    Refused,
-    ReorgWithheld,
     StateMissing,
     Store,
-    Waiting,
     chain,
     is_known,
+    is_one_too_many,
     missing_parents,
     new_store,
     on_block,
@@ -206,24 +204,104 @@ def test_of_one_producers_headers_on_one_parent_two_are_kept_and_told(empty: Sto
     store = fed(empty, [first, second])
     assert Equivocated(ANN.peer_id, name(first), name(second)) in store.changes
     before = everything_in(store)
-    with pytest.raises(InvalidBlock) as refusal:
-        on_block(store, third)
-    assert refusal.value.fault is Fault.EQUIVOCATION
-    assert everything_in(store) == before
+    store = on_block(store, third)
+    assert everything_in(store) == before | {"surplus": {name(third): third}, "changes": (SetAside(name(third)),)}
+    assert is_known(store, name(third))
+    assert on_block(store, third).changes == ()
     other = block_on(GENESIS, parent_of(empty), BOB)
     assert name(other) in on_block(store, other).entries
 
 
-def test_a_third_header_that_waited_is_refused_when_its_parent_comes(empty: Store) -> None:
+def test_a_third_header_that_waited_is_set_aside_when_its_parent_comes(empty: Store) -> None:
     (parent,) = branch(empty, 1)
     above = parent_of(fed(empty, [parent]))
     twins = [block_on(GENESIS, above, BOB, salt=salt) for salt in "abc"]
     store = fed(empty, [*twins, parent])
-    refusals = [change for change in store.changes if isinstance(change, Refused)]
-    assert [(change.hash, change.error.fault if change.error else None) for change in refusals] == [
-        (name(twins[2]), Fault.EQUIVOCATION)
-    ]
+    assert SetAside(name(twins[2])) in store.changes
     assert set(names(twins[:2])) <= set(store.entries)
+    assert set(store.surplus) == {name(twins[2])}
+
+
+def built_on(block: Block, producer: Identity = BOB) -> Block:
+    return block_on(GENESIS, parent_of(on_block(new_store(GENESIS, FAR_FUTURE), block)), producer)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(5))))
+def test_a_third_header_joins_when_somebody_builds_on_it_whatever_comes_first(
+    empty: Store, order: tuple[int, ...]
+) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=salt) for salt in "abc"]
+    children = [built_on(twins[0]), built_on(twins[2])]
+    blocks = [*twins, *children]
+    store = fed(empty, [blocks[number] for number in order])
+    assert store.head == min(names(children))
+    assert set(store.entries) | set(store.surplus) == {store.story, *names(blocks)}
+    assert set(store.surplus) <= {name(twins[1])}
+    assert not store.orphans
+    assert missing_parents(store) == ()
+
+
+def test_a_block_that_does_not_fit_a_third_header_is_not_built_on_it(empty: Store) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=salt) for salt in "abc"]
+    child = built_on(twins[2])
+    misfit = resigned(child, BOB, height=child.header.height + 1)
+    for blocks in ([*twins, misfit], [misfit, *twins]):
+        store = fed(empty, blocks)
+        assert set(store.surplus) == {name(twins[2])}
+        assert missing_parents(store) == ()  # it is here, and nobody need be asked for it
+        store = on_block(store, child)
+        assert store.head == name(child)
+        assert Refused(name(misfit), None) not in store.changes
+        assert not is_known(store, name(misfit))
+
+
+def test_a_third_header_that_is_bad_takes_what_is_built_on_it_with_it(empty: Store) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=salt) for salt in "ab"]
+    bad = resigned(twins[0], ANN, state_root=bytes(32))
+    child = resigned(built_on(twins[0]), BOB, parent=name(bad))
+    store = fed(empty, [*twins, bad, child])
+    refusals = {change.hash: change.error for change in store.changes if isinstance(change, Refused)}
+    assert {refused: error.fault for refused, error in refusals.items() if error} == {
+        name(bad): Fault.WRONG_STATE_ROOT,
+        name(child): Fault.PARENT_REFUSED,
+    }
+    assert not store.orphans
+    assert not store.surplus
+
+
+def test_a_third_header_from_the_future_is_held_once_somebody_builds_on_it() -> None:
+    store = new_store(GENESIS, Millis(START + 5000))
+    twins = [block_on(GENESIS, parent_of(store), ANN, salt=salt) for salt in "ab"]
+    late = block_on(GENESIS, parent_of(store), ANN, time=START + 20_000)
+    store = fed(store, [*twins, late, built_on(late)])
+    assert set(store.held) == {name(late)}
+    assert on_tick(store, FAR_FUTURE).head == name(built_on(late))
+
+
+def test_the_pool_of_surplus_headers_is_bounded_and_the_oldest_makes_room(empty: Store) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=str(number)) for number in range(MAX_SURPLUS + 3)]
+    store = fed(empty, twins)
+    assert tuple(store.surplus) == names(twins[3:])
+    assert store.changes == (SetAside(name(twins[-1])), Refused(name(twins[2]), None))
+    child = built_on(twins[2])
+    store = on_block(store, child)  # so it is asked for again
+    assert missing_parents(store) == (name(twins[2]),)
+    assert on_block(store, twins[2]).head == name(child)
+
+
+def test_of_headers_that_were_kept_once_all_join(empty: Store) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=salt) for salt in "abcd"]
+    store = empty
+    for block in twins:
+        store = on_block(store, block, is_kept=True)
+    assert set(store.entries) == {store.story, *names(twins)}
+
+
+def test_a_third_header_is_passed_on_once_somebody_builds_on_it(empty: Store) -> None:
+    twins = [block_on(GENESIS, parent_of(empty), ANN, salt=salt) for salt in "abc"]
+    store = fed(empty, twins[:2])
+    assert is_one_too_many(store, twins[2].header)
+    assert not is_one_too_many(on_block(store, built_on(twins[2])), twins[2].header)
 
 
 def test_states_are_kept_for_the_last_heights_and_every_64th_below(long: tuple[Store, list[Block]]) -> None:

@@ -1,6 +1,7 @@
 """Fork choice against a second, naive one: a hundred thousand random events, and every order of arrival."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from loremesh.errors import InvalidBlock
 from loremesh.primitives import Hash, Height, Millis, Signature
 from loremesh.protocol.block import Block, header_hash
+from loremesh.protocol.changes import Accepted, HeadMoved
 from loremesh.protocol.fork_choice import (
+    MAX_HEADERS_PER_PARENT,
     MAX_HELD,
-    Accepted,
-    HeadMoved,
     Store,
     chain,
     children,
@@ -25,7 +26,7 @@ from loremesh.protocol.fork_choice import (
 )
 from loremesh.protocol.genesis import Parameters
 from loremesh.protocol.work import work_of
-from loremesh.testing.builders import START, block_on, identity, parent_of, resigned
+from loremesh.testing.builders import BOB, START, block_on, identity, parent_of, resigned
 from loremesh.testing.forests import FAR_FUTURE, Forest, everything_in, grow
 
 EVE = identity("eve")
@@ -193,6 +194,41 @@ def test_the_order_of_arrival_never_changes_the_head(seed: int, chance: random.R
     assert {name: state.root for name, state in store.states.items()} == {
         name: state.root for name, state in grown.store.states.items()
     }
+
+
+@lru_cache
+def thicket(seed: int) -> Forest:
+    """A tree with many headers of one producer on one parent; an honest block is its head."""
+    parameters = WORKED if seed % 2 else Parameters(initial_work=1, easiest_work=1)
+    grown = grow(seed, 50, parameters, most_headers=6, producers=[BOB])
+    crown = block_on(grown.genesis, parent_of(grown.store), EVE)
+    return Forest(grown.genesis, (*grown.blocks, crown), on_block(grown.store, crown))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 7), chance=st.randoms(use_true_random=False))
+def test_nor_does_it_with_any_number_of_headers_on_one_parent(seed: int, chance: random.Random) -> None:
+    grown = thicket(seed)
+    blocks = list(grown.blocks)
+    chance.shuffle(blocks)
+    store = deliver(grown, blocks, chance)
+    assert store.head == grown.store.head
+    assert set(store.entries) | set(store.surplus) == set(grown.store.entries)
+    assert not store.orphans
+    for name in store.surplus:  # of these nobody has built on one, and two others are kept
+        entry = grown.store.entries[name]
+        assert not children(grown.store, name)
+        rivals = [store.entries[one].link.producer for one in children(store, entry.parent)]
+        assert rivals.count(entry.link.producer) >= MAX_HEADERS_PER_PARENT
+
+
+def test_such_trees_have_surplus_headers_on_which_somebody_builds() -> None:
+    for seed in range(8):
+        store = thicket(seed).store
+        built = Counter(
+            (entry.parent, entry.link.producer) for name, entry in store.entries.items() if children(store, name)
+        )
+        assert max(built.values()) > MAX_HEADERS_PER_PARENT
 
 
 @pytest.mark.parametrize("seed", range(4))

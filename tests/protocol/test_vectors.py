@@ -27,9 +27,10 @@ from loremesh.errors import (
 from loremesh.primitives import Hash, Height, Millis, PeerId, Signature, Target
 from loremesh.protocol.block import Block, Content, header_hash
 from loremesh.protocol.cards import SignedCard, card_digest, check_capability_card
+from loremesh.protocol.changes import Change
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.content.paragraph import check_paragraph, fold_paragraph
-from loremesh.protocol.fork_choice import Change, Store, new_store, on_block, on_tick
+from loremesh.protocol.fork_choice import Store, new_store, on_block, on_tick
 from loremesh.protocol.genesis import Genesis, Validator, genesis_from_toml, story_id
 from loremesh.protocol.identity import (
     Identity,
@@ -135,6 +136,8 @@ def test_one_command_writes_them_all_anew(tmp_path: Path) -> None:
 def test_every_fault_of_a_block_or_an_encoding_has_a_vector() -> None:
     text = "".join((VECTORS / name).read_text(encoding="utf-8") for name in FILES)
     elsewhere = {
+        Fault.EQUIVOCATION,
+        Fault.FLOOD,
         Fault.WRONG_SENDER,
         Fault.QUOTA,
         Fault.FRAME_TOO_LONG,

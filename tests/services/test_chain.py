@@ -334,6 +334,35 @@ async def test_two_headers_on_one_parent_are_evidence(keep: Keep) -> None:
     assert kept.happened.of(Evidence) == [Evidence(BOB.peer_id, "two headers on one parent")]
 
 
+async def test_a_third_header_is_kept_with_what_is_built_on_it_through_a_restart(keep: Keep) -> None:
+    disk, orchard = MemoryDisk(), Orchard(GENESIS)
+    kept = await keep(disk)
+    twins = [orchard.grow(orchard.root, 1, BOB, salt=salt)[0] for salt in "abc"]
+    await kept.chain.submit_all(twins, DAN.peer_id)
+    assert name_of(twins[2]) in kept.chain.store.surplus
+    assert not await disk.load_blocks([name_of(twins[2])])
+    [child] = orchard.grow(name_of(twins[2]), 1, CAT)
+    await kept.chain.submit(child, DAN.peer_id)
+    assert kept.chain.head.value == name_of(child)
+    assert not kept.blamed
+    again = await keep(disk)
+    assert again.chain.head.value == name_of(child)
+    assert set(again.chain.store.entries) == {orchard.root, name_of(child), *map(name_of, twins)}
+
+
+async def test_a_third_header_that_turns_out_invalid_is_blamed_on_its_sender(keep: Keep) -> None:
+    orchard = Orchard(GENESIS)
+    kept = await keep()
+    twins = [orchard.grow(orchard.root, 1, BOB, salt=salt)[0] for salt in "ab"]
+    await kept.chain.submit_all(twins, None)
+    bad = resigned(twins[0], BOB, state_root=Hash(bytes(32)))
+    child = resigned(orchard.grow(name_of(twins[0]), 1, CAT)[0], CAT, parent=name_of(bad))
+    await kept.chain.submit(bad, DAN.peer_id)
+    assert not kept.blamed
+    await kept.chain.submit(child, CAT.peer_id)
+    assert (DAN.peer_id, Fault.WRONG_STATE_ROOT) in kept.blamed
+
+
 async def test_a_restart_resumes_the_chain_and_what_was_waiting(keep: Keep) -> None:
     disk, orchard = MemoryDisk(), Orchard(GENESIS)
     before = await keep(disk)

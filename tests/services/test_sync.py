@@ -158,6 +158,49 @@ async def test_after_a_partition_both_branches_are_everywhere(new_network: NewNe
     assert any(node.happened.of(Head, lambda one: one.reorg_depth >= 5) for node in nodes)
 
 
+@pytest.mark.parametrize("are_cut_off", [False, True])
+async def test_nodes_that_were_shown_other_headers_of_a_liar_agree_once_somebody_builds(
+    new_network: NewNetwork, orchard: Orchard, *, are_cut_off: bool
+) -> None:
+    network = new_network(GENESIS)
+    twins = [orchard.grow(orchard.root, 1, EVE, salt=str(number))[0] for number in range(4)]
+    ann = await keeper(network, orchard, *twins[:2])
+    bob = await network.start("bob")
+    await bob.chain.submit_all(twins[2:], None)
+    if not are_cut_off:
+        await ann.network.connect(bob.address)
+        await trio.sleep(30)  # each has asked the other many times
+        for node, own in ((ann, twins[:2]), (bob, twins[2:])):
+            assert set(node.chain.store.entries) == {orchard.root, *map(name_of, own)}
+    [child] = orchard.grow(name_of(twins[2]), 1, BOB)
+    await bob.chain.submit(child, None)
+    if are_cut_off:
+        await ann.network.connect(bob.address)
+    else:
+        await bob.story.announcer.announce(child)
+    await wait_agreement([ann, bob], 2)
+    assert ann.head == name_of(child)
+    for node, other in ((ann, bob), (bob, ann)):
+        assert not node.happened.of(Rejected)
+        assert node.services.scores.score(other.peer_id) == 0
+
+
+async def test_a_surplus_tip_is_asked_for_once_and_its_body_never(
+    new_network: NewNetwork, nursery: trio.Nursery, orchard: Orchard
+) -> None:
+    network = new_network(GENESIS)
+    twins = [orchard.grow(orchard.root, 1, BOB, salt=str(number))[0] for number in range(3)]
+    ann = await keeper(network, orchard, *twins[:2])
+    stranger = new_liar(network, orchard, twins[2:])
+    await meet_liar(network, nursery, ann, stranger.node)
+    await trio.sleep(60)
+    assert stranger.asked.count(MessageType.STATUS_REQUEST) > 10
+    assert stranger.asked.count(MessageType.HEADERS_REQUEST) == 1
+    assert MessageType.BLOCKS_REQUEST not in stranger.asked
+    assert ann.services.scores.score(EVE.peer_id) == 0
+    assert not ann.happened.of(Rejected)
+
+
 async def test_headers_that_lie_cost_one_question_and_their_sender(
     new_network: NewNetwork, orchard: Orchard, nursery: trio.Nursery
 ) -> None:

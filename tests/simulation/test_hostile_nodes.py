@@ -49,7 +49,7 @@ def test_a_history_with_liars_is_the_same_in_every_run() -> None:
 EXPECTED = {
     "forges blocks": {Fault.WRONG_STATE_ROOT, Fault.WRONG_HEIGHT, Fault.WRONG_CONTENT_ROOT, Fault.BAD_SIGNATURE},
     "lies in sync": {Fault.NOT_AS_ASKED},
-    "signs two headers on one parent": set[Fault](),
+    "signs many headers on one parent": set[Fault](),
     "claims to be the tracker": {Fault.NOT_THE_TRACKER},
     "withholds bodies": set[Fault](),
     "passes on forged cards": {Fault.WRONG_SENDER, Fault.BAD_SIGNATURE},

@@ -10,13 +10,22 @@ Source: docs/protocol/fork-choice.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, LoremeshError
 from loremesh.primitives import Hash, Millis, PeerId, StoryId
 from loremesh.protocol.block import Block, Header, header_hash
+from loremesh.protocol.changes import (
+    Accepted,
+    Change,
+    Equivocated,
+    HeadMoved,
+    Refused,
+    ReorgWithheld,
+    SetAside,
+    Waiting,
+)
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
 from loremesh.protocol.persistent import Map
 from loremesh.protocol.state import State
@@ -32,13 +41,14 @@ from loremesh.protocol.work import work_of
 
 MAX_ORPHANS: Final = 256
 MAX_HELD: Final = 64
+MAX_SURPLUS: Final = 64
 KEEP_STATES: Final = 100
 """States of the last this many heights are kept; below, every 64th, and far below every 1024th."""
 STATE_EVERY: Final = 64
 FAR_BELOW: Final = 4096
 FAR_STATE_EVERY: Final = 1024
 MAX_HEADERS_PER_PARENT: Final = 2
-"""A producer who signs two headers on one parent gives evidence; more than two add nothing to it."""
+"""A producer who signs two headers on one parent gives evidence; a further one counts once somebody builds on it."""
 
 
 class Entry(NamedTuple):
@@ -54,59 +64,6 @@ class Entry(NamedTuple):
     def is_genesis(self) -> bool:
         """Tell the root of the tree, which is no block."""
         return self.link.height == GENESIS_HEIGHT
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A block joined the tree."""
-
-    hash: Hash
-    block: Block
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A block waits: as an orphan for its parent, or held for its time."""
-
-    hash: Hash
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A block that had been waiting turned out invalid, or had to make room (`error` None)."""
-
-    hash: Hash
-    error: InvalidBlock | None
-
-
-@dataclass(frozen=True, slots=True)
-class HeadMoved:
-    """The canon changed: `abandoned` left it (newest first), `adopted` joined it (oldest first)."""
-
-    head: Hash
-    abandoned: tuple[Hash, ...]
-    adopted: tuple[Hash, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReorgWithheld:
-    """A heavier branch forks off deeper than `max_reorg`: only the operator may switch."""
-
-    tip: Hash
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Equivocated:
-    """A producer signed a second header on one parent."""
-
-    producer: PeerId
-    first: Hash
-    second: Hash
-
-
-Change = Accepted | Waiting | Refused | HeadMoved | ReorgWithheld | Equivocated
 
 
 class StateMissing(LoremeshError):
@@ -137,6 +94,8 @@ class Store(NamedTuple):
     orphans_of: Map[Hash, tuple[Hash, ...]]
     orphan_order: tuple[Hash, ...]
     held: Map[Hash, Block]
+    surplus: Mapping[Hash, Block]
+    """Headers beyond `MAX_HEADERS_PER_PARENT` that nobody has built on, the oldest first; never changed in place."""
     max_reorg: int | None
     changes: tuple[Change, ...]
 
@@ -174,6 +133,7 @@ def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> St
         orphans_of=Map(),
         orphan_order=(),
         held=Map(),
+        surplus={},
         max_reorg=max_reorg,
         changes=(),
     )
@@ -211,11 +171,17 @@ def on_tick(store: Store, now: Millis) -> Store:
     return store
 
 
-def on_block(store: Store, block: Block) -> Store:
+def on_block(store: Store, block: Block, *, is_kept: bool = False) -> Store:
     """Take in a block, and every orphan that was waiting for it.
 
     A block that is known, waiting or not, changes nothing. One with an unknown parent waits as an orphan; one from
-    the near future is held. Both pools are bounded, and neither costs its sender anything.
+    the near future is held; a producer's third on one parent, or a later one, is set aside until a block is built on
+    it. These pools are bounded, and none costs its sender anything.
+
+    Args:
+        store: With all that came before.
+        block: Well-formed.
+        is_kept: It was in the tree once, so what was built on it follows, if it is a surplus one.
 
     Raises:
         InvalidBlock: The block breaks a rule; the store is as it was.
@@ -225,8 +191,8 @@ def on_block(store: Store, block: Block) -> Store:
     if is_known(store, name):
         return store._replace(changes=())
     if block.header.parent not in store.entries:
-        return _wait_for_parent(store._replace(changes=()), name, block)
-    return _settle(_join(store, name, block, ()), name)
+        return _take_back(_wait_for_parent(store._replace(changes=()), name, block), block.header.parent)
+    return _settle(_join(store, name, block, (), is_kept=is_kept), name)
 
 
 def on_replay(store: Store, blocks: tuple[Block, ...]) -> Store:
@@ -245,11 +211,11 @@ def on_recall(store: Store, name: Hash, state: State) -> Store:
 
 def is_known(store: Store, name: Hash) -> bool:
     """Tell whether a block is in the tree or waiting."""
-    return name in store.entries or name in store.orphans or name in store.held
+    return name in store.entries or name in store.orphans or name in store.held or name in store.surplus
 
 
 def is_one_too_many(store: Store, header: Header) -> bool:
-    """Tell whether two other headers by its producer on its parent are in the tree, or wait.
+    """Tell whether two other headers by its producer on its parent are in the tree, or wait, and nobody builds on it.
 
     All of them took the work of one: without this any number of orphans would cost no more than that.
     """
@@ -258,7 +224,8 @@ def is_one_too_many(store: Store, header: Header) -> bool:
     late = [one for one, block in waiting.items() if (block.header.parent, block.header.producer) == said]
     siblings = children(store, header.parent) if header.parent in store.entries else ()
     rivals = _by(store, header.producer, siblings) + late
-    return len(rivals) >= MAX_HEADERS_PER_PARENT and header_hash(header) not in rivals
+    name = header_hash(header)
+    return len(rivals) >= MAX_HEADERS_PER_PARENT and name not in rivals and not _is_built_on(store, header, name)
 
 
 def children(store: Store, name: Hash) -> tuple[Hash, ...]:
@@ -289,7 +256,7 @@ def is_canonical(store: Store, name: Hash) -> bool:
 
 def missing_parents(store: Store) -> tuple[Hash, ...]:
     """Name the blocks that orphans are waiting for, and that are not waiting themselves."""
-    return tuple(parent for parent in store.orphans_of if parent not in store.orphans and parent not in store.held)
+    return tuple(parent for parent in store.orphans_of if not is_known(store, parent))
 
 
 def _settle(store: Store, name: Hash) -> Store:
@@ -317,15 +284,15 @@ def _freed_by(store: Store, name: Hash) -> list[tuple[Hash, Block]]:
     return [(orphan, store.orphans[orphan]) for orphan in store.orphans_of.get(name) or ()]
 
 
-def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -> Store:
-    """Let a block whose parent is in the tree join it, or hold it; `changes` are those of this event so far."""
+def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...], *, is_kept: bool = False) -> Store:
+    """Let a block whose parent is in the tree join it, or wait; `changes` are those of this event so far."""
     header = block.header
     parent = store.entries[header.parent]
     check_header_link(store.genesis, header, parent.link, name)
     siblings = () if header.parent == store.head else children(store, header.parent)
     rivals = _by(store, header.producer, siblings) if siblings else []
-    if len(rivals) >= MAX_HEADERS_PER_PARENT:
-        raise InvalidBlock(Fault.EQUIVOCATION, name)
+    if len(rivals) >= MAX_HEADERS_PER_PARENT and not is_kept and not _is_built_on(store, header, name):
+        return _set_aside(store._replace(changes=changes), name, block)
     if header.time > store.now + store.genesis.parameters.max_ahead:
         return _hold(store._replace(changes=changes), name, block)
     before = store.states.get(header.parent)
@@ -349,6 +316,7 @@ def _join(store: Store, name: Hash, block: Block, changes: tuple[Change, ...]) -
         store.orphans_of,
         store.orphan_order,
         store.held,
+        store.surplus,
         store.max_reorg,
         (
             *changes,
@@ -453,6 +421,43 @@ def _hold(store: Store, name: Hash, block: Block) -> Store:
         furthest = max(held.items(), key=lambda item: (item[1].header.time, item[0]))[0]
         store = _with(store._replace(held=held.remove(furthest)), Refused(furthest, None))
     return store
+
+
+def _set_aside(store: Store, name: Hash, block: Block) -> Store:
+    """Keep a surplus header until somebody builds on it; the oldest makes room."""
+    surplus = {**store.surplus, name: block}
+    oldest = next(iter(surplus)) if len(surplus) > MAX_SURPLUS else None
+    if oldest is not None:
+        del surplus[oldest]
+    store = _with(store._replace(surplus=surplus), SetAside(name))
+    return store if oldest is None else _with(store, Refused(oldest, None))
+
+
+def _take_back(store: Store, name: Hash) -> Store:
+    """Let a surplus header join, with what waits for it, if an orphan that has just come is built on it."""
+    block = store.surplus.get(name)
+    if block is None or not _is_built_on(store, block.header, name):
+        return store
+    surplus = {other: kept for other, kept in store.surplus.items() if other != name}
+    return _settle(_try_to_join(store._replace(surplus=surplus), name, block), name)
+
+
+def _is_built_on(store: Store, header: Header, name: Hash) -> bool:
+    """Tell whether an orphan waits for this header and fits it.
+
+    That orphan took work of its own, and not the easiest that a story allows: who adds surplus headers pays for each.
+    """
+    parent = store.entries.get(header.parent)
+    if parent is None:
+        return False
+    link = link_of(header, parent.link, name)
+    for orphan, block in _freed_by(store, name):
+        try:
+            check_header_link(store.genesis, block.header, link, orphan)
+        except InvalidBlock:
+            continue
+        return True
+    return False
 
 
 def _drop_descendants(store: Store, name: Hash) -> Store:

@@ -40,7 +40,7 @@ COSTS: Final[dict[Fault, int]] = {
     # Known too late, or too often: a block came first, or two peers had the same wish.
     Fault.DUPLICATE: FREE,
     Fault.QUOTA: FREE,
-    # Of the parent's sender we know already; whoever built on it may have kept another two headers of a liar.
+    # Of the parent's sender we know already.
     Fault.PARENT_REFUSED: FREE,
     Fault.UNFINISHED: SLIP,
     Fault.TOO_SLOW: SLIP,

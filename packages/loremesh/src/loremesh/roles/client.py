@@ -13,7 +13,8 @@ from loremesh.network.behaviour import Behaviour
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import Hash, Height, PeerId
 from loremesh.protocol.block import Block
-from loremesh.protocol.fork_choice import Accepted, StateMissing, Store, new_store, on_block, on_replay, on_tick
+from loremesh.protocol.changes import Accepted
+from loremesh.protocol.fork_choice import StateMissing, Store, new_store, on_block, on_replay, on_tick
 from loremesh.protocol.genesis import Genesis, story_id
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import (

@@ -15,17 +15,20 @@ import trio
 from loremesh.errors import InvalidBlock, MachineError, ProtocolError
 from loremesh.primitives import KIB, Hash, Height, Millis, PeerId
 from loremesh.protocol.block import Block, SignedHeader
-from loremesh.protocol.codec import decode, encode
-from loremesh.protocol.fork_choice import (
+from loremesh.protocol.changes import (
     Accepted,
     Change,
     Equivocated,
     HeadMoved,
     Refused,
     ReorgWithheld,
+    SetAside,
+    Waiting,
+)
+from loremesh.protocol.codec import decode, encode
+from loremesh.protocol.fork_choice import (
     StateMissing,
     Store,
-    Waiting,
     is_canonical,
     is_known,
     new_store,
@@ -36,7 +39,6 @@ from loremesh.protocol.fork_choice import (
 )
 from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.mempool import Mempool, add, next_nonce, select, settle
-from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
 from loremesh.protocol.transaction import Transaction, transaction_hash
@@ -195,7 +197,7 @@ class ChainService:
     async def _rejoin(self, stored: StoredBlock) -> None:
         try:
             block = decode(Block, stored.data)
-            await self._stepping(lambda: on_block(self._coming, block))
+            await self._stepping(lambda: on_block(self._coming, block, is_kept=True))
         except ProtocolError as error:
             raise _damaged(stored.hash, str(error)) from error
         if stored.hash not in self._coming.entries:
@@ -316,7 +318,8 @@ class ChainService:
             await self._stepping(lambda: on_block(self._coming, job.block))
         except InvalidBlock as error:
             job.error = error
-            self._blame(job, error)
+            if job.culprit is not None:
+                self._penalize(job.culprit, "block", error)
             return ()
         if job.sender is not None and job.culprit is not None:
             self._remember_sender(job.sender, job.culprit)
@@ -348,10 +351,10 @@ class ChainService:
     def _remember_sender(self, sender: PeerId, culprit: PeerId) -> None:
         """Keep who sent a block that waits, to know whom to ask, and whom to blame if it turns out invalid."""
         for change in self._coming.changes:
-            if isinstance(change, Waiting):
+            if isinstance(change, Waiting | SetAside):
                 self._culprits[change.hash] = culprit
-                if not change.held:
-                    self.orphaned.set(sender)
+            if isinstance(change, Waiting) and not change.held:
+                self.orphaned.set(sender)
         while len(self._culprits) > _REMEMBERED_CULPRITS:
             del self._culprits[next(iter(self._culprits))]
 
@@ -405,8 +408,7 @@ class ChainService:
         match change:
             case Refused(name, error):
                 culprit = self._culprits.pop(name, None)
-                # Of a header too many its producer alone can know; who that was is gone with the block.
-                if error is not None and error.fault not in SIGNERS_OWN and culprit is not None:
+                if error is not None and culprit is not None:
                     self._penalize(culprit, "block", error)
             case Equivocated(producer, _, _):
                 self._tell(Evidence(producer, "two headers on one parent"))
@@ -419,12 +421,6 @@ class ChainService:
                 )
             case _:
                 pass
-
-    def _blame(self, job: _Job, error: InvalidBlock) -> None:
-        if error.fault in SIGNERS_OWN and job.culprit != job.block.header.producer:
-            logger.info("a peer keeps a block that we do not: %s", error)
-        elif job.culprit is not None:
-            self._penalize(job.culprit, "block", error)
 
     def _tell_head(self, moves: list[HeadMoved]) -> None:
         head = self._store.head

@@ -7,7 +7,7 @@ Source: docs/protocol/sync.md.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from loremesh.errors import DeadlinePassed, Fault, InvalidBlock, InvalidMessage,
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, PeerId, StoryId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
-from loremesh.protocol.fork_choice import Store, missing_parents
+from loremesh.protocol.fork_choice import Store, is_one_too_many, missing_parents
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.transaction import Transaction
@@ -58,6 +58,7 @@ _ASKED_AT_ONCE: Final = 8
 _ASKED_WHEN_BEHIND: Final = 3
 _GENERATIONS: Final = 4
 """How often parents are asked for by name, each time those of the last; deeper gaps are for headers."""
+_REMEMBERED_SURPLUS: Final = 1024
 _LONGEST_COOLING: Final = 32.0
 """Seconds that a peer which failed is left alone while others are there; 1 at first, twice as long each time."""
 
@@ -183,6 +184,8 @@ class Pull:
     others: tuple[PeerId, ...] = ()
     usual: float = 0.0
     """Seconds that an answer takes, as far as is known."""
+    surplus: dict[Hash, None] = field(default_factory=dict)
+    """Tips left where they are: their producers have two headers on their parents here, and nobody builds on these."""
     came: int = 0
     failed: dict[PeerId, Failure] = field(default_factory=dict)
     """Who broke which rule, or was slow or gone."""
@@ -200,7 +203,7 @@ class Pull:
     async def run(self, status: Status) -> None:
         """Pull the head's chain first, then the other branches."""
         for tip in (*status.head, *status.tips):
-            if tip not in self.chain.store.entries and self.peer not in self.failed:
+            if _is_lacking(self.chain.store, tip, self.surplus) and self.peer not in self.failed:
                 await self._pull_branch(tip)
 
     async def _pull_branch(self, tip: Hash) -> None:
@@ -252,7 +255,14 @@ class Pull:
         # Blocks known before bring a long branch nearer too; but each answer must lead further than the last.
         if link is None or (reached is not None and link.height <= reached.height):
             return None
+        if link.hash == tip and is_one_too_many(store, headers[-1].header):
+            self.surplus[tip] = None
+            lacking.remove(tip)
         return lacking, link
+
+
+def _is_lacking(store: Store, tip: Hash, surplus: Container[Hash]) -> bool:
+    return not (tip in store.entries or tip in store.held or tip in store.surplus or tip in surplus)
 
 
 async def pull(puller: Puller, chain: Chain, peer: PeerId, status: Status) -> int:
@@ -357,6 +367,8 @@ class SyncService:
         self._keepers: dict[PeerId, None] = {}
         """Who said that it keeps this story."""
         self._cooling: dict[PeerId, _Cooling] = {}
+        self._surplus: dict[Hash, None] = {}
+        """Tips known to be left where they are."""
         self._incomplete = False
         self.rounds = 0
         self.pulled = 0
@@ -414,12 +426,14 @@ class SyncService:
 
     def _lacks_any_of(self, status: Status) -> bool:
         store = self._chain.store
-        return any(tip not in store.entries and tip not in store.held for tip in (*status.head, *status.tips))
+        return any(_is_lacking(store, tip, self._surplus) for tip in (*status.head, *status.tips))
 
     async def _pull(self, peer: PeerId, status: Status, usual: float) -> None:
-        self._current = attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer), usual)
+        self._current = attempt = Pull(self._puller, self._chain, peer, self._other_keepers(peer), usual, self._surplus)
         await attempt.run(status)
         self._current = None
+        while len(self._surplus) > _REMEMBERED_SURPLUS:
+            del self._surplus[next(iter(self._surplus))]
         self.pulled += attempt.came
         self._incomplete = self._lacks_any_of(status)
         for other in attempt.gave:

@@ -312,6 +312,12 @@ def _other(name: bytes) -> Hash:
 _NO_POINT: Final = PeerId(bytes.fromhex("002508021221") + b"\x02" + b"\xff" * 32)
 
 
+THIRD_HEADER: Final = BadBlock(
+    "a third header on one parent",
+    Fault.EQUIVOCATION,
+    lambda at: block_on(at.genesis, at.root, at.cast.dan, salt="and again"),
+)
+"""Valid, and so not one of the following; but nobody passes it on before somebody builds on it."""
 BAD_BLOCKS: Final = (
     # ---- signatures
     BadBlock("no signature", Fault.BAD_SIGNATURE, lambda at: _signed_as(at, bytes(65))),
@@ -392,11 +398,6 @@ BAD_BLOCKS: Final = (
         "the first tracker, too soon",
         Fault.TRACKER_TOO_SOON,
         lambda at: block_on(at.genesis, at.root, at.cast.ann, time=at.genesis.time + at.genesis.parameters.spacing),
-    ),
-    BadBlock(
-        "a third header on one parent",
-        Fault.EQUIVOCATION,
-        lambda at: block_on(at.genesis, at.root, at.cast.dan, salt="and again"),
     ),
     BadBlock("a producer that is no key", Fault.BAD_KEY, _signed_change(producer=lambda _: _NO_POINT)),
     # ---- roots

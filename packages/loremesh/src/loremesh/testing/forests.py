@@ -1,6 +1,7 @@
 """Random trees of valid blocks, grown from a seed, and a way to see whether anything in a store has changed."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,13 +28,22 @@ class Forest:
     store: Store
 
 
-def grow(seed: int, size: int, parameters: Parameters = EASY) -> Forest:
-    """Grow a tree of `size` valid blocks with forks and equivocations, at most two headers of one producer on a parent.
+def grow(
+    seed: int,
+    size: int,
+    parameters: Parameters = EASY,
+    *,
+    most_headers: int = MAX_HEADERS_PER_PARENT,
+    producers: Sequence[Identity] = PRODUCERS,
+) -> Forest:
+    """Grow a tree of `size` valid blocks with forks and equivocations.
 
     Args:
         seed: Another seed, another tree.
         size: Below 100, so that no state is forgotten.
         parameters: With more work than the default, branches of one length differ in difficulty.
+        most_headers: Of one producer on one parent; the store takes in all.
+        producers: Who signs the blocks.
     """
     chance = random.Random(seed)  # noqa: S311 - a test wants the same tree again
     genesis = small_genesis(parameters, title=f"Forest {seed}")
@@ -42,18 +52,18 @@ def grow(seed: int, size: int, parameters: Parameters = EASY) -> Forest:
     while len(blocks) < size:
         # Mostly near the newest block, so that branches grow long enough to compete.
         name = chance.choice(names[-6:]) if chance.random() < 0.8 else chance.choice(names)  # noqa: PLR2004 - a share
-        block = _grown(chance, store, name, chance.choice(PRODUCERS))
+        block = _grown(chance, store, name, chance.choice(producers), most_headers)
         if block is not None:
-            store = on_block(store, block)
+            store = on_block(store, block, is_kept=True)
             blocks.append(block)
             names.append(header_hash(block.header))
     return Forest(genesis, tuple(blocks), store)
 
 
-def _grown(chance: random.Random, store: Store, name: Hash, producer: Identity) -> Block | None:
+def _grown(chance: random.Random, store: Store, name: Hash, producer: Identity, most_headers: int) -> Block | None:
     parent = parent_of(store, name)
     rivals = [child for child in children(store, name) if store.entries[child].link.producer == producer.peer_id]
-    if len(rivals) >= MAX_HEADERS_PER_PARENT:
+    if len(rivals) >= most_headers:
         return None
     time = earliest_time(store.genesis, parent.link, producer.peer_id) + chance.choice(_DELAYS)
     return block_on(store.genesis, parent, producer, time=time, salt=str(chance.random()))

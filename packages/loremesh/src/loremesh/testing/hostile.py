@@ -14,7 +14,8 @@ import trio
 from loremesh.network.frames import Stream
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.protocol.block import Block, SignedHeader, header_hash
-from loremesh.protocol.codec import decode
+from loremesh.protocol.codec import decode, encode
+from loremesh.protocol.fork_choice import Store, on_block
 from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.validation import earliest_time
 from loremesh.protocol.wire import (
@@ -35,12 +36,17 @@ from loremesh.protocol.wire import (
 )
 from loremesh.services.chain import ChainService
 from loremesh.services.serving import SyncServer
+from loremesh.storage.store import ANY_BYTES
 from loremesh.testing.builders import block_on, identity, resigned
 from loremesh.testing.small_network import SmallNode
 
 _PATIENCE: Final = 10.0
 _NOWHERE: Final = Hash(b"\x99" * 32)
 _FALSE_VIEW: Final = 9
+_OPENLY: Final = 0.3
+"""Share of the pairs that everybody is shown."""
+_SHOWN: Final = 8
+"""Blocks that one peer is shown at most; whoever took older ones serves them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +106,64 @@ async def _forge(villain: Villain) -> None:
 
 
 async def _equivocate(villain: Villain) -> None:
-    """Announce two valid blocks on one parent; both are kept, and are evidence."""
-    used = set[Hash]()
+    """Sign many valid blocks on one parent: two for everybody, or for each who asks two that nobody else is shown."""
+    node, used, faces = villain.node, set[Hash](), dict[PeerId, _Face]()
+
+    async def serve(stream: Stream) -> None:
+        face = faces.setdefault(stream.peer_id, _Face(node.chain))
+        await SyncServer(node.identity, cast("ChainService", face), node.clock, None).serve(stream)
+
+    node.network.serve(SYNC_PROTOCOL, serve)
     while True:
         await villain.pause(4, 8)
-        pair = [block for salt in ("one", "other") if (block := villain.next_block(salt)) is not None]
-        if pair and pair[0].header.parent not in used:
-            used.add(pair[0].header.parent)
+        pair = _signed_on_one_parent(villain, "")
+        if not pair or pair[0].header.parent in used:
+            continue
+        used.add(pair[0].header.parent)
+        if villain.dice.random() < _OPENLY:
             for block in pair:
-                await villain.node.story.announcer.announce(block)
+                await node.story.announcer.announce(block)
+        else:
+            for number, face in enumerate(faces.values()):
+                face.show(_signed_on_one_parent(villain, f" for {number}"))
+
+
+def _signed_on_one_parent(villain: Villain, salt: str) -> list[Block]:
+    blocks = (villain.next_block(word + salt) for word in ("one", "other"))
+    return [block for block in blocks if block is not None]
+
+
+class _Face:
+    """A chain as one peer is shown it: with some blocks more."""
+
+    def __init__(self, chain: ChainService) -> None:
+        self._chain = chain
+        self._shown: dict[Hash, Block] = {}
+
+    def show(self, blocks: Sequence[Block]) -> None:
+        """Let the peer see blocks, and no more those before the last few."""
+        self._shown.update((header_hash(block.header), block) for block in blocks)
+        while len(self._shown) > _SHOWN:
+            del self._shown[next(iter(self._shown))]
+
+    @property
+    def store(self) -> Store:
+        """What it seems to be now."""
+        store = self._chain.store
+        for block in self._shown.values():
+            store = on_block(store, block, is_kept=True)
+        return store
+
+    async def load(self, names: Sequence[Hash], enough: int = ANY_BYTES) -> dict[Hash, bytes]:
+        """Give blocks, the shown ones among them."""
+        found = await self._chain.load(names, enough)
+        return found | {name: encode(self._shown[name]) for name in names if name in self._shown}
+
+    async def load_headers(self, names: Sequence[Hash]) -> tuple[SignedHeader, ...]:
+        """Give headers, the shown ones among them."""
+        found = await self.load(names)
+        blocks = [decode(Block, found[name]) for name in names]
+        return tuple(SignedHeader(block.header, block.signature) for block in blocks)
 
 
 async def _lie_in_sync(villain: Villain) -> None:
@@ -140,11 +195,15 @@ async def _withhold(villain: Villain) -> None:
     node = villain.node
     chain = cast("ChainService", _Bodiless(node.chain))
     node.network.serve(SYNC_PROTOCOL, SyncServer(node.identity, chain, node.clock, None).serve)
+    used = set[Hash]()
     while True:
         await villain.pause(2, 4)
-        if (block := villain.next_block()) is not None:
+        block = villain.next_block()
+        if block is not None and block.header.parent not in used:
             header = block.header
-            said = BlockAnnouncement(header.height, header_hash(header), header.producer, header.time, b"")
+            used.add(header.parent)
+            shown = (SignedHeader(header, block.signature),)
+            said = BlockAnnouncement(header.height, header_hash(header), header.producer, header.time, b"", shown)
             await villain.gossip("blocks", MessageType.BLOCK_ANNOUNCEMENT, said)
 
 
@@ -219,7 +278,7 @@ class Malice:
 MALICES: Final = (
     Malice("forges blocks", _forge, is_provable=True),
     Malice("lies in sync", _lie_in_sync, is_provable=True),
-    Malice("signs two headers on one parent", _equivocate, is_provable=False),
+    Malice("signs many headers on one parent", _equivocate, is_provable=False),
     Malice("claims to be the tracker", _usurp, is_provable=True),
     Malice("withholds bodies", _withhold, is_provable=False),
     Malice("passes on forged cards", _slander, is_provable=True),

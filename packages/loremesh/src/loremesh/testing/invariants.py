@@ -7,7 +7,15 @@ from loremesh.errors import InvalidBlock
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
-from loremesh.protocol.fork_choice import MAX_HELD, MAX_ORPHANS, Store, children, is_canonical
+from loremesh.protocol.fork_choice import (
+    MAX_HEADERS_PER_PARENT,
+    MAX_HELD,
+    MAX_ORPHANS,
+    MAX_SURPLUS,
+    Store,
+    children,
+    is_canonical,
+)
 from loremesh.protocol.identity import peer_id_text
 from loremesh.services.happenings import Banned, Evidence, Happening, Head, Rejected
 from loremesh.storage.writes import SaveBlocks
@@ -71,6 +79,7 @@ class Invariants:
         sizes = {
             "orphans": (len(store.orphans), MAX_ORPHANS),
             "held blocks": (len(store.held), MAX_HELD),
+            "surplus headers": (len(store.surplus), MAX_SURPLUS),
             "waiting transactions": (len(pool.waiting), pool.capacity),
             "transactions of one sender": (max((len(of) for of in pool.of_sender.values()), default=0), pool.quota),
         }
@@ -79,8 +88,16 @@ class Invariants:
                 self._break(node, f"keeps {size} {what}, more than {most}")
 
     def missing(self, node: SmallNode) -> set[Hash]:
-        """Name the valid blocks that a node does not keep."""
-        return set(self.orchard.blocks) - self._read_disk(node).names
+        """Name the valid blocks that a node does not keep and should."""
+        kept = self._read_disk(node).names
+        return {name for name in self.orchard.blocks if name not in kept and not self._is_surplus(name, kept)}
+
+    def _is_surplus(self, name: Hash, kept: set[Hash]) -> bool:
+        """Tell whether nobody builds on a block of which a node keeps two others by its producer on its parent."""
+        store = self.orchard.store
+        link, parent = store.entries[name].link, store.entries[name].parent
+        rivals = [one for one in children(store, parent) if store.entries[one].link.producer == link.producer]
+        return len(kept.intersection(rivals)) >= MAX_HEADERS_PER_PARENT and not children(store, name)
 
     def _check_head(self, node: SmallNode, store: Store, kept: _Kept) -> None:
         tip = store.entries.get(store.head)

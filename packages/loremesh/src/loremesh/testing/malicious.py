@@ -47,7 +47,7 @@ from loremesh.protocol.wire import (
 )
 from loremesh.roles.networking import running_network, wall_clock
 from loremesh.services.sync import Puller
-from loremesh.testing.bad_blocks import BAD_BLOCKS, WISH, Cast, Scene
+from loremesh.testing.bad_blocks import BAD_BLOCKS, THIRD_HEADER, WISH, Cast, Scene
 from loremesh.testing.bad_bytes import BAD_BYTES
 from loremesh.testing.bad_messages import (
     BAD_ANSWERS,
@@ -262,7 +262,7 @@ Source = Callable[[Scene, dict[str, str], str], Iterator[Lie]]
 
 def _bad_blocks(where: Scene, tellers: dict[str, str], teller: str) -> Iterator[Lie]:
     """Give the lies about blocks that this story has room for, and that fit into an announcement."""
-    for bad in BAD_BLOCKS:
+    for bad in (*BAD_BLOCKS, THIRD_HEADER):
         if tellers.get(bad.name, teller) != teller:
             continue
         block = bad.make(where)
@@ -280,16 +280,16 @@ def _refusal(where: Scene, block: Block) -> tuple[str, Fault] | None:
         return _GOSSIP if _is_refused_alone(where, block) else "block", error.fault
     except InvalidMessage as error:  # its bytes are not even a block
         return _GOSSIP, error.fault
-    return None
+    return (_GOSSIP, Fault.EQUIVOCATION) if is_one_too_many(where.store, block.header) else None
 
 
 def _is_refused_alone(where: Scene, block: Block) -> bool:
-    """Tell whether a block is refused before it is relayed: for what it is alone, or as one header too many."""
+    """Tell whether a block is refused before it is relayed, for what it is alone."""
     try:
         check_block_alone(where.genesis, where.story, block)
     except InvalidBlock:
         return True
-    return is_one_too_many(where.store, block.header)
+    return False
 
 
 def _announced(block: Block, liar: Liar) -> bytes:

@@ -2,7 +2,7 @@
 
 from loremesh.primitives import Hash
 from loremesh.protocol.block import Block, header_hash
-from loremesh.protocol.fork_choice import new_store, on_block, on_replay
+from loremesh.protocol.fork_choice import Store, new_store, on_block, on_replay
 from loremesh.protocol.genesis import Genesis
 from loremesh.protocol.identity import Identity
 from loremesh.testing.builders import block_on, parent_of
@@ -16,6 +16,11 @@ class Orchard:
         self.genesis = genesis
         self.blocks: dict[Hash, Block] = {}
         self._store = new_store(genesis, FAR_FUTURE)
+
+    @property
+    def store(self) -> Store:
+        """All of it."""
+        return self._store
 
     @property
     def root(self) -> Hash:
@@ -33,9 +38,12 @@ class Orchard:
         return grown
 
     def add(self, block: Block) -> Hash:
-        """Take in a block made elsewhere, to grow more on it; give its name."""
+        """Take in a block made elsewhere, to grow more on it; give its name.
+
+        Headers of one producer on one parent are taken in however many there are: of each two, some node may keep one.
+        """
         self._remember_state(block.header.parent)
-        self._store = on_block(self._store, block)
+        self._store = on_block(self._store, block, is_kept=True)
         name = header_hash(block.header)
         self.blocks[name] = block
         return name

@@ -47,6 +47,8 @@ _JOINS_AFTER: Final = 0.1
 _MOST_SKEW: Final = 100
 """Milliseconds that a clock is ahead of the others, or behind."""
 _FOREVER: Final = 1e7
+_DECIDE: Final = 2
+"""Blocks of honest miners after which no header of a liar is a head any more."""
 
 
 class InvariantBroken(AssertionError):
@@ -247,10 +249,15 @@ class Simulation:
     # the end
 
     async def _settle(self) -> None:
-        """Let the miners rest, and wait until everybody has one head and every valid block."""
+        """Let everybody rest, the liars first, and wait until all have one head and every valid block.
+
+        Of many headers on one parent nodes keep different ones, until an honest block decides between them.
+        """
+        self._at_it.cancel()
+        if self.scenario.hostile:
+            await self._wait_height(self._greatest_height() + _DECIDE)
         for node in self._nodes.values():
             node.backend.least = node.backend.most = _FOREVER
-        self._at_it.cancel()
         rested = trio.current_time()
         await trio.sleep(2.0)  # what was being written is published
         while not self._agree():
@@ -262,6 +269,17 @@ class Simulation:
         for peer_id, malice in self._villains.items():
             if malice.is_provable and not self._invariants.banned.get(peer_id):
                 self._break(f"nobody shut out whoever {malice.name}")
+
+    def _greatest_height(self) -> int:
+        return max(node.height for node in self._nodes.values())
+
+    async def _wait_height(self, height: int) -> None:
+        began = trio.current_time()
+        while self._greatest_height() < height:
+            if trio.current_time() - began > self.scenario.bound:
+                self._break(f"no block {height} within {self.scenario.bound:g} s")
+                await trio.sleep_forever()
+            await trio.sleep(_SLICE)
 
     def _agree(self) -> bool:
         return len({node.head for node in self._nodes.values()}) == 1 and not any(

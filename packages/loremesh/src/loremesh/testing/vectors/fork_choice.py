@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from loremesh.errors import ProtocolError
 from loremesh.primitives import Millis
 from loremesh.protocol.block import Block, header_hash
-from loremesh.protocol.codec import encode
-from loremesh.protocol.fork_choice import (
+from loremesh.protocol.changes import (
     Accepted,
     Change,
     Equivocated,
     HeadMoved,
     Refused,
     ReorgWithheld,
-    Store,
+    SetAside,
     Waiting,
-    new_store,
-    on_block,
-    on_tick,
 )
+from loremesh.protocol.codec import encode
+from loremesh.protocol.fork_choice import Store, new_store, on_block, on_tick
 from loremesh.protocol.genesis import Genesis, Parameters
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.production import Parent
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, START, block_on, parent_of, resigned, small_genesis
 from loremesh.testing.vectors.plain import Case
 
@@ -39,7 +38,8 @@ def cases() -> list[Case]:
     left, right = _chain(_GENESIS, [ANN, BOB]), _chain(_GENESIS, [CAT, DAN, CAT])
     slow = _chain(_WORKED, [ANN, BOB, CAT, DAN], gap=12_000)
     fast = _chain(_WORKED, [BOB, ANN, DAN], gap=1000)
-    twin = _siblings([BOB, BOB, BOB])
+    twins = _siblings([BOB, BOB, BOB])
+    on_first, on_third = (block_on(_GENESIS, _after(twin), CAT) for twin in (twins[0], twins[2]))
     broken = resigned(two, CAT, state_root=bytes(32))
     on_broken = resigned(three, BOB, parent=header_hash(broken.header))
     return [
@@ -52,7 +52,11 @@ def cases() -> list[Case]:
         _case("a shorter branch changes nothing", _GENESIS, [*right, *left]),
         _case("a longer branch of easier work does not take over", _WORKED, [*fast, *slow]),
         _case("more work in fewer blocks takes over", _WORKED, [*slow, *fast]),
-        _case("two headers on one parent are kept, a third is not", _GENESIS, twin),
+        _case("two headers on one parent are kept, a third is set aside", _GENESIS, twins),
+        _case("somebody builds on a third header", _GENESIS, [*twins, on_third, on_first]),
+        _case("a third header that somebody has built on", _GENESIS, [on_third, *twins, on_first]),
+        _case("whichever comes third, if somebody builds on each", _GENESIS, [*twins[::-1], on_first, on_third]),
+        _case("a block that does not fit builds on nothing", _GENESIS, [*twins, resigned(on_third, CAT, height=3)]),
         _case("what waits for a bad block is refused with it", _GENESIS, [on_broken, broken, one, three, two]),
         _case("an orphan of a bad block that never waited stays one", _GENESIS, [on_broken, one, broken]),
         _case(
@@ -84,6 +88,10 @@ def _chain(genesis: Genesis, producers: Sequence[Identity], gap: int | None = No
 def _siblings(producers: Sequence[Identity]) -> list[Block]:
     root = parent_of(new_store(_GENESIS, _LATER))
     return [block_on(_GENESIS, root, producer, salt=str(number)) for number, producer in enumerate(producers)]
+
+
+def _after(block: Block) -> Parent:
+    return parent_of(on_block(new_store(_GENESIS, _LATER), block))
 
 
 def _case(
@@ -121,8 +129,8 @@ def _happened(store: Store, event: Block | Millis) -> tuple[Store, Case]:
 def change_view(change: Change) -> Case:
     """Show a change of the store."""
     match change:
-        case Accepted(name):
-            return {"accepted": name.hex()}
+        case Accepted(name) | SetAside(name):
+            return {"accepted" if isinstance(change, Accepted) else "set_aside": name.hex()}
         case Waiting(name, held):
             return {"held" if held else "orphan": name.hex()}
         case Refused(name, error):
