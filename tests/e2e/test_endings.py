@@ -55,7 +55,7 @@ def free_port() -> int:
         ("loremesh-validator", ["--config", "{dir}/none.toml"], ["none.toml"]),
         ("loremesh-validator", ["--max-reorg", "deep"], ["--max-reorg"]),
         ("loremesh-validator", ["--nope"], ["--nope"]),
-        ("loremesh-executor", [], ["--genesis", "--bootstrap-nodes"]),
+        ("loremesh-executor", ["--no-serve"], ["--genesis", "--bootstrap-nodes"]),
         ("loremesh-executor", ["--backend", "openai"], ["--model"]),
         ("loremesh-executor", ["--backend", "magic"], ["--backend"]),
         ("loremesh-executor", ["--base-url", "http://127.0.0.1:1/v1"], ["--backend openai"]),

@@ -76,7 +76,7 @@ listen_address = ["/ip4/127.0.0.1/tcp/{port}"]
 async def test_when_every_executor_of_a_file_fails_the_program_says_why(tmp_path: Path) -> None:
     file = tmp_path / "executors.toml"
     file.write_text('data_dir = "together"\n[[executor]]\nname = "ann"\n[[executor]]\nname = "bob"\n', encoding="utf-8")
-    ended = await run_program("loremesh-executor", "--config", str(file))
+    ended = await run_program("loremesh-executor", "--no-serve", "--config", str(file))
     assert ended.code == 2
     assert "no story to write" in ended.err
     assert "Traceback" not in ended.err

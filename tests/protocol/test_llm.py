@@ -1,6 +1,7 @@
 """Requests for calls to models, and answers that come in signed pieces."""
 
 import hashlib
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -169,6 +170,18 @@ def test_progress_says_what_was_delivered_however_it_was_cut(pieces: list[str]) 
     assert transcript.progress == Progress(chat_request().id, len(pieces), len(data), digest, PRICE)
     assert transcript.signature is not None
     check_progress(transcript.progress, transcript.signature, EXECUTOR.peer_id)
+
+
+def test_an_answer_of_many_small_pieces_takes_little_more_memory_than_its_text() -> None:
+    transcript, size = Transcript(chat_request().id, PRICE), 4000
+    tracemalloc.start()
+    for _ in range(size):
+        transcript.add(EXECUTOR, "x")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1.5 * size + 2 * KIB
+    assert transcript.release() == "x" * size
+    assert transcript.text == ""
 
 
 def test_a_piece_that_is_not_the_next_one_is_refused() -> None:

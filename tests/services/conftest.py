@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from loremesh.protocol.genesis import Genesis
+from loremesh.testing.serving_scene import Scene
 from loremesh.testing.small_network import SmallNetwork
 from loremesh.testing.virtual_time import run_jumping
 
@@ -32,3 +33,9 @@ def new_network(nursery: trio.Nursery) -> NewNetwork:
         return SmallNetwork(nursery, genesis, latency=latency, seed=seed)
 
     return new
+
+
+@pytest.fixture
+async def scene(nursery: trio.Nursery) -> Scene:
+    """Let an executor with a scripted backend serve."""
+    return await Scene.set(nursery)

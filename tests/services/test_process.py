@@ -20,6 +20,13 @@ class FakeNode:
         self.started = trio.Event()
         self.reloaded = trio.Event()
         self.was_cancelled = False
+        self.leaving = trio.Event()
+        self.may_go = trio.Event()
+        self.may_go.set()
+
+    async def leave(self) -> None:
+        self.leaving.set()
+        await self.may_go.wait()
 
     def reload(self) -> None:
         self.reloaded.set()
@@ -58,6 +65,23 @@ async def test_a_signal_ends_all_nodes_cleanly(number: signal.Signals) -> None:
             for node in nodes:
                 await node.started.wait()
             os.kill(os.getpid(), number)
+    assert all(node.was_cancelled for node in nodes)
+
+
+async def test_nodes_are_ended_once_all_have_done_what_there_was_to_do() -> None:
+    nodes = [FakeNode(), FakeNode()]
+    nodes[0].may_go = trio.Event()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_stopped, [node.start for node in nodes])
+            for node in nodes:
+                await node.started.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            for node in nodes:
+                await node.leaving.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not any(node.was_cancelled for node in nodes)
+            nodes[0].may_go.set()
     assert all(node.was_cancelled for node in nodes)
 
 

@@ -18,7 +18,9 @@ from loremesh.protocol.wire import PeerCard, sign_card
 from loremesh.roles.desk import Desk, reported_height
 from loremesh.services.happenings import Evidence, Happening, Head, PeerChanged, Ready, Rejected
 from loremesh.services.liveness import DEAD_AFTER
+from loremesh.services.llm_server import LlmServer
 from loremesh.testing.builders import ANN, BOB, EASY, block_on, identity, parent_of, small_genesis
+from loremesh.testing.memory_journal import MemoryJournal
 from loremesh.testing.small_network import SmallNetwork, SmallNode, wait_agreement
 from loremesh.web.report import Kind
 
@@ -216,7 +218,11 @@ def page(pytestconfig: pytest.Config) -> str:
 async def test_the_page_lists_every_figure_as_what_it_is(
     autojump_clock: MockClock, between: SmallNetwork, page: str
 ) -> None:
-    desk = desk_at(await between.start("ann"), between)
+    node = await between.start("ann")
+    desk = desk_at(node, between)
+    node.services.servers.append(
+        LlmServer(identity=node.identity, models=dict, journal=MemoryJournal(), clock=node.clock, tell=node.happened)
+    )
     listed = dict(re.findall(r"^\| `(loremesh_\w+)` \| (\w+) \|", page, re.MULTILINE))
     figures = desk.report().figures
     assert listed == {figure.name: str(figure.kind) for figure in figures}

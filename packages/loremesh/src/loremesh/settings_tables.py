@@ -103,6 +103,8 @@ class BackendSettings(BaseModel):
     """Tokens between midnights UTC, mining and serving together; None: any number."""
     requests_per_minute: Annotated[int | None, Field(ge=1)] = None
     """Most calls of one client; None: any number."""
+    concurrency_per_client: Annotated[int | None, Field(ge=1, le=256)] = None
+    """Most calls of one client at once; None: as many as there are."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     """builtin: two with different seeds tell different things."""
     latency: Latency = (0.0, 0.0)

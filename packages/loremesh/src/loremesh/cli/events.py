@@ -20,11 +20,16 @@ from loremesh.services.happenings import (
     Ready,
     Rejected,
     Role,
+    Served,
     Tell,
     Tracker,
 )
 
 _SHORT: Final = 8
+_NO_STORY: Final = {
+    "validator": "no story: an address for others to join through",
+    "executor": "no story: it serves calls to its models, and writes nothing",
+}
 
 
 def printer(*, as_json: bool, node: str | None = None) -> Tell:
@@ -59,6 +64,18 @@ def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one a
             return {"event": "banned", "peer_id": peer_id_text(peer_id), "seconds": round(seconds)}
         case Evidence(producer, kind):
             return {"event": "evidence", "validator": peer_id_text(producer), "kind": kind}
+        case Served(receipt):
+            return {
+                "event": "served",
+                "client": peer_id_text(receipt.client),
+                "model": receipt.model,
+                "usage": {
+                    "prompt_tokens": receipt.prompt_tokens,
+                    "completion_tokens": receipt.completion_tokens,
+                    "total_tokens": receipt.tokens,
+                },
+                "receipt": receipt.request.hex(),
+            }
 
 
 def _json_printer(node: str | None) -> Tell:
@@ -86,7 +103,7 @@ def _text_printer(node: str | None) -> Tell:
     return tell
 
 
-_Shown = Ready | Head | Role | PeerChanged | Rejected | Banned | Evidence
+_Shown = Ready | Head | Role | PeerChanged | Rejected | Banned | Evidence | Served
 
 
 def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
@@ -94,7 +111,7 @@ def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per 
     match happening:
         case Ready(role, peer_id, addresses, story, http):
             lines = [f"{role} {peer_id_text(peer_id)} is ready"]
-            lines += [f"  story {story.hex()}" if story else "  no story: an address for others to join through"]
+            lines += [f"  story {story.hex()}" if story else f"  {_NO_STORY[role]}"]
             lines += [f"  listening at {address}" for address in addresses]
             lines += [f"  health and metrics at http://{http}"] if http else []
             return "\n".join(lines), "bold"
@@ -112,6 +129,9 @@ def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per 
             return f"{_short(peer_id)} broke too many rules and is kept out for {seconds:.0f} s", "bold red"
         case Evidence(producer, kind):
             return f"evidence against {_short(producer)}: {kind}", "red"
+        case Served(receipt):
+            tokens = f"{receipt.prompt_tokens} + {receipt.completion_tokens} tokens of {receipt.model}"
+            return f"served {_short(receipt.client)}: {tokens}", "blue"
 
 
 def _short(peer_id: PeerId) -> str:

@@ -296,7 +296,7 @@ def _check_json_object(text: str) -> None:
 class Transcript:
     """The answer so far, on either side: `add` what a backend gives, or `accept` what an executor sends."""
 
-    __slots__ = ("_data", "_hash", "_limit", "progress", "signature")
+    __slots__ = ("_hash", "_limit", "_parts", "progress", "signature")
 
     def __init__(self, request: Hash, price: int, limit: int = MAX_ANSWER_BYTES) -> None:
         """Begin the answer to one request.
@@ -308,7 +308,7 @@ class Transcript:
         """
         self._hash = hashlib.sha256()
         self._limit = limit
-        self._data = bytearray()  # not a list of pieces: of one letter each they would take fifty times the bytes
+        self._parts: list[str] = []
         self.progress = Progress(request, 0, 0, Hash(self._hash.digest()), price)
         self.signature: Signature | None = None
         """The executor's, of `progress`; None before the first piece."""
@@ -316,7 +316,13 @@ class Transcript:
     @property
     def text(self) -> str:
         """All pieces."""
-        return self._data.decode()
+        return "".join(self._parts)
+
+    def release(self) -> str:
+        """Give all pieces and keep none; nothing can be added any more."""
+        text = self.text
+        self._parts, self._limit = [], 0
+        return text
 
     def add(self, identity: Identity, text: str) -> Delta:
         """Add a piece and sign the progress, as the executor.
@@ -329,10 +335,9 @@ class Transcript:
             InvalidMessage: TOO_LARGE, the answer has grown beyond its limit; OUT_OF_RANGE, an empty piece. It is not
                 added.
         """
-        data = text.encode()
-        progress, hasher = self._grown(data)
+        progress, hasher = self._grown(text)
         signature = identity.sign(progress_digest(progress))
-        self._take(data, progress, hasher, signature)
+        self._take(text, progress, hasher, signature)
         return Delta(progress.sequence, text, signature)
 
     def accept(self, delta: Delta, executor: PeerId) -> str:
@@ -343,13 +348,13 @@ class Transcript:
         """
         if delta.sequence != self.progress.sequence + 1:
             raise InvalidMessage(Fault.UNEXPECTED, f"piece {delta.sequence} after {self.progress.sequence}")
-        data = delta.text.encode()
-        progress, hasher = self._grown(data)
+        progress, hasher = self._grown(delta.text)
         check_progress(progress, delta.signature, executor)
-        self._take(data, progress, hasher, delta.signature)
+        self._take(delta.text, progress, hasher, delta.signature)
         return delta.text
 
-    def _grown(self, data: bytes) -> tuple[Progress, "hashlib._Hash"]:
+    def _grown(self, text: str) -> tuple[Progress, "hashlib._Hash"]:
+        data = text.encode()
         if not data:
             raise InvalidMessage(Fault.OUT_OF_RANGE, "an empty piece")
         before = self.progress
@@ -360,8 +365,13 @@ class Transcript:
         size, now = before.size + len(data), Hash(hasher.digest())
         return Progress(before.request, before.sequence + 1, size, now, before.price), hasher
 
-    def _take(self, data: bytes, progress: Progress, hasher: "hashlib._Hash", signature: Signature) -> None:
-        self._data += data
+    def _take(self, text: str, progress: Progress, hasher: "hashlib._Hash", signature: Signature) -> None:
+        # A list of pieces would take fifty bytes for each: each part is longer than the next, so there are few.
+        parts = self._parts
+        parts.append(text)
+        while len(parts) > 1 and len(parts[-2]) <= len(parts[-1]):
+            last = parts.pop()
+            parts[-1] += last
         self._hash = hasher
         self.progress = progress
         self.signature = signature

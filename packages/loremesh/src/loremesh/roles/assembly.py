@@ -25,15 +25,19 @@ from loremesh.network.events import (
 )
 from loremesh.network.frames import Stream
 from loremesh.primitives import PeerId
+from loremesh.protocol.cards import CARD_PROTOCOL, CARDS_TOPIC
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.llm import LLM_PROTOCOL
 from loremesh.protocol.peer_score import SIGNERS_OWN
 from loremesh.protocol.wire import PEERS_PROTOCOL, SYNC_PROTOCOL
-from loremesh.services import announcements, peers, scores, sync
+from loremesh.services import announcements, cards, peers, scores, sync
 from loremesh.services.announcements import Announcer
+from loremesh.services.cards import CardService
 from loremesh.services.chain import ChainService, Penalize
 from loremesh.services.chain import Disk as ChainDisk
 from loremesh.services.happenings import Clock, Ready, Tell
+from loremesh.services.llm_server import LlmServer
 from loremesh.services.peers import PeerService, Self
 from loremesh.services.scores import ScoreService
 from loremesh.services.serving import SyncServer
@@ -51,7 +55,7 @@ _LONELY: Final = 10.0
 _WAKEUPS: Final = 64
 
 
-class Network(peers.Network, announcements.Network, sync.Network, scores.Network, Protocol):
+class Network(peers.Network, announcements.Network, sync.Network, scores.Network, cards.Network, Protocol):
     """What a node needs of the network: `Behaviour`, or a `MemoryNode`."""
 
     @property
@@ -98,14 +102,24 @@ class Services:
     bootstrap: tuple[str, ...]
     peers: PeerService
     story: Story | None
-    """None: a pure anchor."""
+    """None: an anchor, or an executor that only serves."""
     scores: ScoreService
+    cards: CardService
     tell: Tell
     met: trio.Event = field(default_factory=trio.Event)
     """Set once the first peer is connected."""
     ready: trio.Event = field(default_factory=trio.Event)
     heard: Counter[type[NetworkEvent]] = field(default_factory=Counter)
     """Network events handled so far, by type."""
+    servers: list[LlmServer] = field(default_factory=list)
+    """What answers calls to models, once it does: one at most."""
+
+    async def serve_calls(self, server: LlmServer) -> None:
+        """Answer calls to models, and tell the network of them, until cancelled."""
+        self.network.serve(LLM_PROTOCOL, server.serve)
+        self.servers.append(server)
+        await self.ready.wait()
+        await self.cards.announce(server)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; reports when all have started, `ready` says when the node can be used."""
@@ -113,6 +127,7 @@ class Services:
             nursery.start_soon(self.scores.run)
             nursery.start_soon(self.peers.run)
             nursery.start_soon(self._dispatch, nursery)
+            await self.cards.subscribe()
             if self.story is not None:
                 await self.story.announcer.subscribe()
                 await self.story.tracker.subscribe()
@@ -132,17 +147,14 @@ class Services:
                 case PeerConnected(peer, _, _):
                     self.met.set()
                     self.peers.on_connected(peer)
+                    self.cards.on_connected()
                     nursery.start_soon(self.peers.introduce, peer)
                     if self.story is not None:
                         self.story.ask(peer)
                 case PeerDisconnected(peer):
                     self.peers.on_disconnected(peer)
-                case GossipReceived() if self.story is not None:
-                    try:
-                        self.story.tracker.on_gossip(event, self.peers)
-                        await self.story.announcer.on_gossip(event)
-                    except ProtocolError as error:
-                        self.scores.penalize(event.forwarder, "gossip message", error)
+                case GossipReceived():
+                    await self._take_gossip(event)
                 case GossipRefused(_, fault, signer, forwarder):
                     culprit = signer if fault in SIGNERS_OWN else forwarder
                     self.scores.penalize(culprit, "gossip message", ProtocolError(fault))
@@ -152,6 +164,16 @@ class Services:
                     self.peers.hear_of(peer, addresses)
                 case _:
                     pass
+
+    async def _take_gossip(self, event: GossipReceived) -> None:
+        if event.topic == CARDS_TOPIC:
+            self.cards.on_gossip(event)
+        elif self.story is not None:
+            try:
+                self.story.tracker.on_gossip(event, self.peers)
+                await self.story.announcer.on_gossip(event)
+            except ProtocolError as error:
+                self.scores.penalize(event.forwarder, "gossip message", error)
 
     async def _provide(self, story: Story) -> None:
         """Tell the DHT that we keep this story; while we are alone, look there for others who do."""
@@ -205,7 +227,7 @@ async def assemble(
         identity: Ours.
         network: Not used before `Services.run`, but for what it serves.
         disk: Keeps the story, and who is kept out.
-        genesis: Of the story; None: a pure anchor.
+        genesis: Of the story; None: none is kept.
         clock: Unix milliseconds.
         tell: Hears of all that an operator may want to know; must return at once.
         bootstrap: Addresses that are always dialled again.
@@ -226,6 +248,7 @@ async def assemble(
         )
         await chain.restore()
         story = _story_of(chain, identity, network, clock, tell=tell, penalize=judge.penalize)
+    known = CardService(identity, network, clock)
     table = PeerService(
         identity=identity,
         network=network,
@@ -234,12 +257,13 @@ async def assemble(
         office=story.tracker if story else None,
         bootstrap=bootstrap,
         clock=clock,
-        tell=tell,
+        tell=known.hearing(tell),
         penalize=judge.penalize,
     )
     server = SyncServer(identity, story.chain if story else None, clock, story.announcer.relay if story else None)
     network.serve(SYNC_PROTOCOL, server.serve)
     network.serve(PEERS_PROTOCOL, table.serve)
+    network.serve(CARD_PROTOCOL, known.serve)
     return Services(
         role=role,
         identity=identity,
@@ -248,6 +272,7 @@ async def assemble(
         peers=table,
         story=story,
         scores=judge,
+        cards=known,
         tell=tell,
     )
 

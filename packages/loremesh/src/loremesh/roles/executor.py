@@ -1,17 +1,24 @@
-"""The executor role: keeps and serves the chain like a validator, and races to write the next block."""
+"""The executor role: serves calls to its models, keeps the chain, and races to write the next block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 import trio
 
 from loremesh.config import Settings
-from loremesh.roles.assembly import Story
-from loremesh.roles.backends import open_backends
+from loremesh.roles.backends import Backends, OpenBackend, open_backends
 from loremesh.roles.mining import mine
+from loremesh.roles.networking import wall_clock
 from loremesh.roles.node import EXECUTOR, Node, run_node
 from loremesh.roles.process import Start, run_until_stopped
+from loremesh.services.call_terms import Offered
 from loremesh.services.happenings import Tell
+from loremesh.services.llm_server import LlmServer
+from loremesh.services.slots import MiningFirst, Slots
+from loremesh.storage.journal import Journal
+
+_LAST_WORD: Final = 0.5
 
 
 async def run(executors: Sequence[Settings], tell: Callable[[str], Tell]) -> None:
@@ -29,13 +36,71 @@ async def run(executors: Sequence[Settings], tell: Callable[[str], Tell]) -> Non
 
 def _starter(settings: Settings, tell: Tell) -> Start:
     async def start(task_status: "trio.TaskStatus[Node]") -> None:
-        beside = partial(_mine, settings) if settings.mine else None
-        models = tuple(model for backend in settings.backends for model in backend.models)
+        beside = partial(_work, settings) if settings.mine or settings.serve else None
+        models = tuple(model for backend in settings.backends for model in backend.models) if settings.serve else ()
         await run_node(settings, EXECUTOR, tell, models=models, beside=beside, task_status=task_status)
 
     return start
 
 
-async def _mine(settings: Settings, node: Node, story: Story) -> None:
-    async with open_backends(settings.backends, node.disk) as backends:
-        await mine(node.services, story, backends.writer(), settings.work_share)
+async def _work(settings: Settings, node: Node, *, task_status: trio.TaskStatus[None]) -> None:
+    """Open the backends, and let them serve clients and the node's own mining until cancelled."""
+    async with open_backends(settings.backends, node.disk) as backends, trio.open_nursery() as nursery:
+        slots = {one.settings.name: _slots_of(one) for one in backends.opened}
+        if settings.serve:
+            await nursery.start(_serve, settings, node, partial(_offered, backends, slots))
+        if settings.mine and node.services.story is not None:
+            writer = MiningFirst(backends.writer(), slots[backends.mines_with.settings.name])
+            nursery.start_soon(_mine, settings, node, writer)
+        task_status.started()
+
+
+async def _serve(
+    settings: Settings,
+    node: Node,
+    models: Callable[[], Mapping[str, Offered]],
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    async with Journal.open(settings.data_dir) as journal:
+        services = node.services
+        server = LlmServer(
+            identity=services.identity, models=models, journal=journal, clock=wall_clock, tell=services.tell
+        )
+
+        async def leave() -> None:
+            server.close()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.drain, settings.drain)
+                with trio.move_on_after(_LAST_WORD):
+                    await services.cards.publish()  # so that nobody asks us any more
+
+        node.leaving.append(leave)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(services.serve_calls, server)
+            task_status.started()
+
+
+async def _mine(settings: Settings, node: Node, writer: MiningFirst) -> None:
+    assert node.services.story is not None  # noqa: S101 - for the type checker: our caller has looked
+    with trio.CancelScope() as scope:
+
+        async def leave() -> None:
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+
+        node.leaving.append(leave)
+        await mine(node.services, node.services.story, writer, settings.work_share)
+
+
+def _slots_of(backend: OpenBackend) -> Slots:
+    settings = backend.settings
+    return Slots(settings.concurrency, requests_per_minute=settings.requests_per_minute)
+
+
+def _offered(backends: Backends, slots: Mapping[str, Slots]) -> dict[str, Offered]:
+    """Give what clients can call now."""
+    return {
+        name: Offered(one.offer, one.model, one.backend.chat, slots[one.backend.settings.name], one.backend.cap)
+        for name, one in backends.models.items()
+    }

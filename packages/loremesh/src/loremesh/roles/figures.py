@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 import trio
 
 import loremesh
+from loremesh.errors import ErrorKind
 from loremesh.network.events import CallServed, GossipReceived, GossipRefused
 from loremesh.primitives import Millis
 from loremesh.protocol.identity import peer_id_text
 from loremesh.roles.assembly import Services, Story
 from loremesh.services.liveness import Liveness
+from loremesh.services.llm_server import LlmServer
 from loremesh.services.tally import Tally
 from loremesh.web.report import Figure, Kind
 
@@ -25,6 +27,8 @@ def figures_of(services: Services, tally: Tally, accepted: int, now: Millis) -> 
         now: The local clock.
     """
     figures = [*_node(services), *_network(services), *_rules(tally)]
+    for server in services.servers:
+        figures += _calls(server, tally)
     if services.story is not None:
         figures += [*_chain(services.story, tally, accepted, now), *_sync(services.story)]
     return tuple(figures)
@@ -60,6 +64,7 @@ def _network(services: Services) -> Iterator[Figure]:
     yield _counter("loremesh_gossip_received_total", "Gossip messages taken in.", heard[GossipReceived])
     yield _counter("loremesh_gossip_refused_total", "Gossip messages that broke a rule.", heard[GossipRefused])
     yield _counter("loremesh_calls_served_total", "Requests of peers that ended, well or not.", heard[CallServed])
+    yield _gauge("loremesh_cards", "Fresh cards of executors that are known.", len(services.cards.fresh()))
 
 
 def _rules(tally: Tally) -> Iterator[Figure]:
@@ -71,6 +76,27 @@ def _rules(tally: Tally) -> Iterator[Figure]:
         {(what, str(fault)): count for (what, fault), count in tally.rejected.items()},
     )
     yield _counter("loremesh_equivocations_total", "Second headers of one producer on one parent.", tally.equivocations)
+
+
+def _calls(server: LlmServer, tally: Tally) -> Iterator[Figure]:
+    yield _counter("loremesh_llm_calls_total", "Clients' calls to models, answered in full.", tally.calls)
+    yield _labelled(
+        "loremesh_llm_tokens_total",
+        Kind.COUNTER,
+        "Tokens of o200k_base in those calls.",
+        ("of",),
+        {("prompt",): tally.prompt_tokens, ("completion",): tally.completion_tokens},
+    )
+    yield _counter("loremesh_llm_busy_total", "Calls that there was no room for.", server.busy)
+    yield _labelled(
+        "loremesh_llm_errors_total",
+        Kind.COUNTER,
+        "Calls that were refused or failed, by what the client was told.",
+        ("kind",),
+        {(str(kind),): server.errors[kind] for kind in ErrorKind},
+    )
+    yield _gauge("loremesh_llm_slots", "Calls that can be answered at once; 0 once none are taken.", server.slots)
+    yield _gauge("loremesh_llm_running", "Slots in use, by the node's own writing too.", server.running)
 
 
 def _chain(story: Story, tally: Tally, accepted: int, now: Millis) -> Iterator[Figure]:

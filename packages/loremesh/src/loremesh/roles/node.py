@@ -4,9 +4,9 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -18,7 +18,7 @@ from loremesh.primitives import PeerId
 from loremesh.protocol.codec import encode
 from loremesh.protocol.genesis import Genesis, genesis_from_bytes, story_id
 from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
-from loremesh.roles.assembly import Services, Story, assemble
+from loremesh.roles.assembly import Services, assemble
 from loremesh.roles.desk import desk_of
 from loremesh.roles.joining import Lookout, check_story, read_genesis
 from loremesh.roles.networking import running_network, wall_clock
@@ -103,6 +103,14 @@ class Node:
     disk: Disk
     network: Behaviour
     services: Services
+    leaving: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """What there is to do before the node is ended."""
+
+    async def leave(self) -> None:
+        """Do what there is to do before the node is ended, for at most `settings.drain` seconds and a little."""
+        async with trio.open_nursery() as nursery:
+            for step in self.leaving:
+                nursery.start_soon(step)
 
     def reload(self) -> None:
         """Read the deny file again and act on it; a mistake in it is logged and changes nothing."""
@@ -114,13 +122,20 @@ class Node:
             self.services.peers.look_again()
 
 
+class Beside(Protocol):
+    """Something that runs beside a node's services, and says when it has started."""
+
+    async def __call__(self, node: Node, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run until cancelled."""
+
+
 async def run_node(
     settings: Settings,
     role: str,
     tell: Tell,
     *,
     models: tuple[str, ...] = (),
-    beside: Callable[[Node, Story], Awaitable[None]] | None = None,
+    beside: Beside | None = None,
     task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a node until cancelled.
@@ -130,7 +145,7 @@ async def run_node(
         role: `validator` or `executor`, as its peers hear it.
         tell: Hears of all that an operator may want to know; must return at once.
         models: What it serves, as its peers hear it.
-        beside: Runs in the node's nursery once it has a story, a miner for example.
+        beside: Runs in the node's nursery: a miner for example. The node waits with all else until it has started.
         task_status: Gets the node when it listens and has its story; `node.services.ready` says when it can be used.
 
     Raises:
@@ -159,10 +174,10 @@ async def run_node(
             desk.open(services)
             node = Node(settings, disk, network, services)
             async with trio.open_nursery() as nursery:
+                if beside is not None:
+                    await nursery.start(beside, node)
                 await nursery.start(services.run)
                 node.reload()
-                if services.story is not None and beside is not None:
-                    nursery.start_soon(beside, node, services.story)
                 task_status.started(node)
 
 
@@ -210,20 +225,23 @@ async def _find_genesis(settings: Settings, role: str, disk: Disk, lookout: Look
         await lookout.connect_any(settings.bootstrap_nodes, _BOOTSTRAP_PATIENCE)
         found = await lookout.find_genesis(settings.story)
         if found is None:
-            _check_may_lack_story(role, "the bootstrap nodes keep none")
+            _check_may_lack_story(settings, role, "the bootstrap nodes keep none")
             return None
         genesis = found
     elif settings.story is not None:
         raise UsageError("--story needs --bootstrap-nodes to fetch it from; or give --genesis with its file")
     else:
-        _check_may_lack_story(role, "there are no bootstrap nodes to ask")
+        _check_may_lack_story(settings, role, "there are no bootstrap nodes to ask")
         return None
     await disk.save_genesis(story_id(genesis), encode(genesis))
     return genesis
 
 
-def _check_may_lack_story(role: str, reason: str) -> None:
-    if role != VALIDATOR:
+def _check_may_lack_story(settings: Settings, role: str, reason: str) -> None:
+    if role == VALIDATOR:
+        return
+    if not settings.serve:
         raise UsageError(
             f"no story to write: {reason}; give --genesis FILE, or --bootstrap-nodes of a node that has one"
         )
+    logger.warning("no story: %s; this executor serves calls to its models, and writes nothing", reason)

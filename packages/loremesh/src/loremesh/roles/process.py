@@ -1,7 +1,7 @@
 """A process around one or several nodes: signals, and one node's failure that is not the others'.
 
-SIGTERM and SIGINT end the nodes cleanly, a second one ends the process at once. SIGHUP makes them read their deny
-files again.
+SIGTERM and SIGINT end the nodes cleanly, once calls in flight are answered or have had their time; a second one ends
+the process at once. SIGHUP makes them read their deny files again.
 """
 
 import gc
@@ -44,7 +44,7 @@ async def run_until_stopped(starts: Sequence[Start]) -> None:
         async with trio.open_nursery() as nursery:
             stopping = trio.CancelScope()
             # Outside the scope that the first signal cancels: the second one must still be heard.
-            nursery.start_soon(_heed, signals, nodes, stopping)
+            nursery.start_soon(_heed, signals, nodes, stopping, nursery)
             with stopping:
                 async with trio.open_nursery() as running:
                     left = [len(starts)]
@@ -90,15 +90,24 @@ async def _reporting(start: Start, *, task_status: trio.TaskStatus[Node]) -> Non
     await start(task_status)
 
 
-async def _heed(signals: AsyncIterator[int], nodes: list[Node], scope: trio.CancelScope) -> None:
+async def _heed(signals: AsyncIterator[int], nodes: list[Node], scope: trio.CancelScope, nursery: trio.Nursery) -> None:
+    is_stopping = False
     async for number in signals:
-        if number in _STOP_SIGNALS and scope.cancel_called:
+        if number in _STOP_SIGNALS and is_stopping:
             os._exit(128 + number)
         if number in _STOP_SIGNALS:
-            scope.cancel()
+            is_stopping = True
+            nursery.start_soon(_stop, nodes, scope)
         else:
             for node in nodes:
                 node.reload()
+
+
+async def _stop(nodes: list[Node], scope: trio.CancelScope) -> None:
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(node.leave)
+    scope.cancel()
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

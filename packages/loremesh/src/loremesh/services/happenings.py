@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loremesh.errors import Fault
 from loremesh.primitives import Hash, Height, PeerId, StoryId
+from loremesh.protocol.receipts import Receipt
 from loremesh.protocol.tracker import TrackerState
 
 
@@ -83,7 +84,14 @@ class Evidence:
     kind: str
 
 
-Happening = Ready | Head | Role | Tracker | PeerChanged | Rejected | Banned | Evidence
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A client's call was answered in full, and is written down."""
+
+    receipt: Receipt
+
+
+Happening = Ready | Head | Role | Tracker | PeerChanged | Rejected | Banned | Evidence | Served
 Tell = Callable[[Happening], None]
 """Takes a happening; must return at once."""
 
