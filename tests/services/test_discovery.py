@@ -17,12 +17,13 @@ from loremesh.protocol.cards import (
     EXECUTOR_KEY,
     MAX_CARDS,
     Cards,
+    CardsRequest,
     ModelOffer,
     SignedCard,
     model_key,
 )
 from loremesh.protocol.identity import Identity
-from loremesh.protocol.wire import MessageType, seal
+from loremesh.protocol.wire import MessageType, expect, seal
 from loremesh.services.discovery import REFRESH, SURE, Discovery
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, identity
 from loremesh.testing.memory_network import MemoryNetwork
@@ -60,9 +61,12 @@ class World:
         """Start a node that knows cards, and connect the client to it."""
 
         async def serve(stream: Stream) -> None:
-            await stream.receive(60)
+            frame = await stream.receive(60)
+            assert frame is not None
+            model = expect(frame, stream.peer_id, MessageType.CARDS_REQUEST, CardsRequest).model
+            found = tuple(one for one in cards if not model or any(offer.id == model for offer in one.card.models))
             await trio.sleep(pause)
-            await stream.send(seal(who, MessageType.CARDS, Cards(cards), CLOCK(), stream.peer_id))
+            await stream.send(seal(who, MessageType.CARDS, Cards(found), CLOCK(), stream.peer_id))
             await stream.finish()
 
         node = self.between.node(who)
@@ -162,8 +166,8 @@ async def test_where_there_is_nobody_the_caller_hears_after_its_patience_what_wa
 
 async def test_where_there_are_executors_of_other_models_only_those_are_named_and_soon() -> None:
     async with world() as here:
-        await here.executor(BOB, model="b-model", is_known=True)
-        await here.executor(CAT, model="a-model", is_known=True)
+        first, second = await here.executor(BOB, model="b-model"), await here.executor(CAT, model="a-model")
+        await here.validator(DAN, first.card(()), second.card(()))
         began = trio.current_time()
         with pytest.raises(UnsupportedModel) as caught:
             await here.discovery.find(MODEL)
@@ -192,7 +196,7 @@ async def test_of_two_cards_of_one_executor_the_later_holds() -> None:
         now = Millis(CLOCK())
         old = executor.card((), running=1, time=Millis(now - 1000), expires=Millis(now + 50_000))
         await here.validator(CAT, executor.card((), running=3))
-        await here.validator(DAN, old)
+        await here.validator(DAN, old, pause=1)
         await here.discovery.look()
         (card,) = here.discovery.fresh()
         assert card.running == 3

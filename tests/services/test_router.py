@@ -18,6 +18,7 @@ from loremesh.errors import (
     ExecutorBusy,
     MachineError,
     NoExecutor,
+    Unreachable,
     UnsupportedModel,
 )
 from loremesh.network.settings import NetworkSettings
@@ -27,10 +28,10 @@ from loremesh.protocol.identity import Identity
 from loremesh.protocol.journal import Dispute, EntryKind
 from loremesh.protocol.llm import ChatMessage
 from loremesh.protocol.receipts import CUT, PartialReceipt, SignedReceipt, check_evidence
-from loremesh.protocol.vouchers import next_voucher
+from loremesh.protocol.vouchers import SignedVoucher, VoucherAccepted, VoucherRefused, next_voucher
 from loremesh.roles.mesh import Mesh, entered
 from loremesh.services.counting import Counting
-from loremesh.services.router import Answer, Chat
+from loremesh.services.router import MOST_ATTEMPTS, Answer, Chat
 from loremesh.services.routing import short_name
 from loremesh.testing.builders import ANN, BOB, CAT, DAN
 from loremesh.testing.calls import ASKED, PIECES, PRICE, count_words
@@ -41,12 +42,14 @@ from loremesh.testing.scripted_executor import (
     Line,
     Script,
     ScriptedExecutor,
+    accept,
     accepts,
     babbles,
     bills,
     busy,
     honest,
     leaves,
+    lies_of_the_paragraph,
     lost_after,
     refuses,
     repeats,
@@ -191,7 +194,7 @@ async def test_pieces_are_delivered_as_they_come() -> None:
 
 
 async def test_the_answer_does_not_wait_for_the_acknowledgement_of_its_voucher() -> None:
-    async with world([honest], acknowledges=False) as here:
+    async with world([honest], answers_vouchers=silent) as here:
         began = trio.current_time()
         await here.call()
         assert trio.current_time() - began < 1
@@ -218,19 +221,57 @@ async def test_what_cannot_be_written_down_is_not_signed() -> None:
 
 
 async def test_a_voucher_that_was_not_acknowledged_is_handed_in_at_the_next_contact() -> None:
-    async with world([honest], acknowledges=False) as here:
+    async with world([honest]) as here:
         executor = here.executors[BOB]
+        await here.call()
+        await here.settled()
+        executor.answers_vouchers = silent
         first = await here.call()
         await here.settled()
-        executor.acknowledges = True
+        executor.answers_vouchers = accept
         await here.call()
         await here.settled()
         (handed,) = executor.handed_in
         assert handed.evidence == first.evidence[0]
-        assert here.kinds().count(EntryKind.DELIVERED) == 2
+        assert here.kinds().count(EntryKind.DELIVERED) == 3
         await here.call()
         await here.settled()
         assert len(executor.handed_in) == 1
+
+
+def silent(_: SignedVoucher) -> None:
+    return None
+
+
+async def test_an_acknowledgement_of_another_voucher_is_none() -> None:
+    def another(_: SignedVoucher) -> VoucherAccepted:
+        return VoucherAccepted(Hash(b"\x07" * 32))
+
+    async with world([honest], [honest]) as here:
+        here.executors[BOB].answers_vouchers = another
+        await here.call()
+        await here.settled()
+        assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER]
+        assert (await here.call()).executors == (CAT.peer_id,)
+
+
+async def test_a_voucher_that_its_executor_does_not_take_is_kept_as_disputed_and_ends_the_session() -> None:
+    def refuse(_: SignedVoucher) -> VoucherRefused:
+        return VoucherRefused("not what I counted", ())
+
+    async with world([honest]) as here:
+        executor = here.executors[BOB]
+        executor.answers_vouchers = refuse
+        await here.call()
+        await here.settled()
+        (dispute,) = here.journal.of(EntryKind.REFUSED)
+        assert isinstance(dispute.fact, Dispute)
+        assert (dispute.fact.by, dispute.fact.reason) == (BOB.peer_id, "not what I counted")
+        executor.answers_vouchers = accept
+        await here.call()
+        await here.settled()
+        assert not executor.handed_in
+        assert len({request.session for request in executor.requests}) == 2
 
 
 async def test_a_lane_that_was_broken_while_it_rested_costs_nothing_but_a_new_one() -> None:
@@ -253,6 +294,12 @@ async def test_the_statement_of_who_served_comes_with_an_answer_that_one_executo
         assert answer.served is not None
         assert answer.served.serving.executor == BOB.peer_id
         assert (await here.call()).served is None
+
+
+async def test_a_statement_that_says_something_else_is_not_passed_on() -> None:
+    async with world([lies_of_the_paragraph]) as here:
+        answer = await here.call(fold_words=20)
+        assert (answer.text, answer.served) == (TEXT, None)
 
 
 # ---- Fail-over before the first piece -------------------------------------------------------------------------------
@@ -315,6 +362,45 @@ async def test_when_all_are_busy_for_long_the_caller_is_told_how_long() -> None:
         assert [len(one.requests) for one in here.executors.values()] == [1, 1]
 
 
+async def test_who_has_failed_is_not_asked_again_in_the_same_call() -> None:
+    async with world([lost_after(0), honest], [busy(3), honest]) as here:
+        answer = await here.call()
+        assert answer.executors == (CAT.peer_id,)
+        assert [len(one.requests) for one in here.executors.values()] == [1, 2]
+
+
+async def test_one_call_asks_only_so_often() -> None:
+    async with world([busy(0.1)]) as here:
+        with pytest.raises(ExecutorBusy):
+            await here.call()
+        assert len(here.executors[BOB].requests) == MOST_ATTEMPTS
+
+
+async def test_a_lane_on_which_nothing_was_done_is_used_again() -> None:
+    async with world([busy(1), refuses(ErrorKind.BACKEND_FAILED), honest]) as here:
+        with pytest.raises(NoExecutor):
+            await here.call()
+        await here.call()
+        assert len({request.session for request in here.executors[BOB].requests}) == 1
+
+
+async def test_who_refuses_a_request_for_what_it_is_loses_nothing() -> None:
+    async with world([refuses(ErrorKind.BAD_REQUEST), honest], [honest]) as here:
+        assert (await here.call()).executors == (CAT.peer_id,)
+        await here.settled()
+        again = await here.call()
+        assert any(short_name(BOB.peer_id) in line and "not asked before" in line for line in again.attempts)
+
+
+async def test_an_answer_far_longer_than_was_asked_for_is_not_read_to_its_end() -> None:
+    pieces = tuple(f"word{number} " * 100 for number in range(100))
+    async with world([honest], pieces=pieces) as here:
+        answer = await here.call(max_tokens=10)
+        assert answer.finish == "length"
+        assert 1000 < len(answer.text.encode()) <= 10 * 128 + 1024
+        assert [one.receipt.finish for one in answer.evidence] == [CUT]
+
+
 # ---- In the middle --------------------------------------------------------------------------------------------------
 
 LOSSES: dict[str, Callable[[int], Script]] = {
@@ -328,7 +414,7 @@ LOSSES: dict[str, Callable[[int], Script]] = {
 @pytest.mark.parametrize("name", LOSSES)
 async def test_who_is_lost_in_the_middle_is_continued_by_the_next_and_both_are_paid(name: str, pieces: int) -> None:
     async with world([LOSSES[name](pieces)], [honest]) as here:
-        answer = await here.call()
+        answer = await here.call(fold_words=20)
         await here.settled()
         assert answer.text == TEXT
         assert answer.executors == (BOB.peer_id, CAT.peer_id)
@@ -339,7 +425,7 @@ async def test_who_is_lost_in_the_middle_is_continued_by_the_next_and_both_are_p
         assert answer.usage.total_tokens == check_evidence(partial).tokens + check_evidence(full).tokens
         assert answer.served is None
         (request,) = here.executors[CAT].requests
-        assert request.continues == 1
+        assert (request.continues, request.fold_words) == (1, 0)
         delivered = "".join(PIECES[:pieces])
         assert request.messages == (*ASKED, ChatMessage("assistant", delivered))
         assert request.max_tokens == CHAT.max_tokens - count_words(delivered)
@@ -368,7 +454,9 @@ def test_an_answer_cut_anywhere_any_number_of_times_is_the_same_to_the_byte(text
 
 
 async def test_the_partial_voucher_is_handed_in_at_the_next_contact() -> None:
-    async with world([lost_after(2), honest], [honest]) as here:
+    async with world([honest, lost_after(2), honest], [honest]) as here:
+        first = await here.call()
+        await here.settled()
         answer = await here.call()
         await here.settled()
         await trio.sleep(10)
@@ -377,7 +465,21 @@ async def test_the_partial_voucher_is_handed_in_at_the_next_contact() -> None:
         await here.settled()
         (handed,) = here.executors[BOB].handed_in
         assert handed.evidence == answer.evidence[0]
-        assert handed.voucher.voucher.amount == answer.evidence[0].receipt.amount
+        assert handed.voucher.voucher.receipts == 2
+        assert handed.voucher.voucher.amount == first.evidence[0].receipt.amount + answer.evidence[0].receipt.amount
+
+
+async def test_what_an_executor_failed_in_the_middle_of_is_the_last_of_its_session() -> None:
+    async with world([refuses(ErrorKind.BACKEND_FAILED, 2), honest], [honest]) as here:
+        await here.call()
+        await here.settled()
+        await trio.sleep(10)
+        here.executors[CAT].scripts = [busy(60)]
+        await here.call()
+        await here.settled()
+        first, second = here.executors[BOB].requests
+        assert first.session != second.session
+        assert [signed.voucher.receipts for signed in here.executors[BOB].vouchers] == [1, 1]
 
 
 async def test_an_answer_that_was_cut_where_it_had_to_end_is_complete() -> None:
@@ -433,6 +535,17 @@ async def test_a_wrong_bill_is_refused_by_name_and_the_answer_given_all_the_same
         assert field in here.executors[BOB].refusals[0].reason
         assert not here.executors[BOB].vouchers
         assert (await here.call()).executors == (CAT.peer_id,)
+
+
+async def test_a_session_whose_bill_was_refused_is_over() -> None:
+    async with world([bills(completion_tokens=0), honest]) as here:
+        await here.call()
+        await here.settled()
+        await here.call()
+        await here.settled()
+        first, second = here.executors[BOB].requests
+        assert first.session != second.session
+        assert [signed.voucher.receipts for signed in here.executors[BOB].vouchers] == [1]
 
 
 async def test_a_price_above_the_accepted_one_is_refused() -> None:
@@ -551,16 +664,19 @@ async def test_a_caller_that_leaves_resets_the_stream() -> None:
         assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER, EntryKind.DELIVERED]
 
 
-async def test_what_the_taker_of_pieces_raises_is_raised_and_nobodys_fault() -> None:
-    class Enough(Exception):
-        pass
+class Enough(Exception):
+    pass
 
-    async def refuse(text: str) -> None:
-        raise Enough(text)
+
+@pytest.mark.parametrize("error", [Enough("enough"), Unreachable("my reader has left")], ids=str)
+async def test_what_the_taker_of_pieces_raises_is_raised_and_nobodys_fault(error: Exception) -> None:
+    async def refuse(_: str) -> None:
+        raise error
 
     async with world([honest]) as here:
-        with pytest.raises(Enough):
+        with pytest.raises(type(error)) as caught:
             await here.mesh.call(CHAT, refuse)
+        assert caught.value is error
         assert "0 of 1 calls" not in await _considered(here)
 
 

@@ -95,6 +95,18 @@ def test_an_executor_that_was_mended_is_found_out() -> None:
     assert lower_bound(track.successes, track.failures) > 0.7
 
 
+def test_strangers_take_their_turns_by_lot_and_now_and_then_before_those_who_are_known() -> None:
+    cards = [card(identity(f"executor {number}").peer_id) for number in range(4)]
+    chance = random.Random(1)
+
+    def firsts(tracks: dict[PeerId, Track]) -> list[PeerId]:
+        return [rank(cards, tracks, WISH, 0, [chance.random() for _ in range(5)])[0].executor for _ in range(1000)]
+
+    assert all(200 < firsts({}).count(one.peer_id) < 300 for one in cards)
+    known = firsts({cards[0].peer_id: tried(50)})
+    assert 50 < sum(executor != cards[0].peer_id for executor in known) < 150
+
+
 # ---- Rest -----------------------------------------------------------------------------------------------------------
 
 

@@ -104,7 +104,10 @@ class OpenCall:
     tokens: int = 0
     """Of the text."""
     failed: set[PeerId] = field(default_factory=set)
-    failures: list[CallFailed | Exception] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    """Other than being busy."""
+    retry_after: float = math.inf
+    """What the last busy executor said, in seconds."""
     considered: tuple[str, ...] = ()
     outcomes: list[str] = field(default_factory=list)
 

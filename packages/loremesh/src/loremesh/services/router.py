@@ -179,31 +179,28 @@ class Router:
                 if not choice.score or choice.executor in call.failed:
                     continue
                 if len(call.outcomes) == MOST_ATTEMPTS:
-                    raise self._failure(call, math.inf)
+                    raise self._failure(call, self._soonest(call, choices))
                 final = await self._ask(call, choice.executor, deliver)
                 if final is not None or call.tokens >= call.chat.max_tokens:
                     return await self._complete(call, final)
-            await self._wait_for_busy(call, choices)
+            wait = self._soonest(call, choices)
+            if wait > MOST_PATIENCE or trio.current_time() + wait >= call.expires:
+                raise self._failure(call, wait)
+            await trio.sleep(wait)
 
-    async def _wait_for_busy(self, call: OpenCall, choices: Sequence[Choice]) -> None:
-        """Wait for the first executor that is merely busy.
-
-        Raises:
-            ServiceError: There is none, or that takes too long: why the call has failed.
-        """
+    def _soonest(self, call: OpenCall, choices: Sequence[Choice]) -> float:
+        """Tell in how many seconds the first executor is free that merely is busy."""
         now = trio.current_time()
         names = {choice.executor for choice in choices} - call.failed
         free = [track.busy_until - now for name in names if (track := self.tracks.get(name)) is not None]
-        wait = min((seconds for seconds in free if seconds > 0), default=math.inf)
-        if wait > MOST_PATIENCE or now + wait >= call.expires:
-            raise self._failure(call, wait)
-        await trio.sleep(wait)
+        return min((seconds for seconds in free if seconds > 0), default=math.inf)
 
     def _failure(self, call: OpenCall, wait: float) -> ServiceError:
         """Say why there is no answer: what is wrong with the request, else that all are busy, else who did what."""
         about_it = [one for one in call.failures if isinstance(one, CallFailed) and one.kind in _ABOUT_THE_REQUEST]
         if about_it and len(about_it) == len(call.failures):
             return about_it[-1]
+        wait = min(wait, call.retry_after)
         if wait < math.inf and not call.failures:
             return ExecutorBusy("; ".join(("all who serve this model are busy", *call.outcomes)), wait)
         what = "the executor was lost, and nobody could continue the answer" if call.text else "no executor answered"
@@ -261,6 +258,7 @@ class Router:
         logger.debug("%s did not answer: %s", short_name(executor), error)
         if isinstance(error, ExecutorBusy):
             self._track(executor, on_busy, now, error.retry_after)
+            call.retry_after = error.retry_after
             return
         call.failed.add(executor)
         call.failures.append(error)

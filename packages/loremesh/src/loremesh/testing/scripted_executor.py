@@ -28,6 +28,7 @@ from loremesh.protocol.llm import (
     LlmError,
     LlmRequest,
     SignedRequest,
+    SignedServing,
     Transcript,
     check_request,
     sign_serving,
@@ -75,10 +76,9 @@ class Line:
 
     async def accept(self, **changes: Any) -> Transcript:  # noqa: ANN401 - any field
         """Take the call; `changes` are fields that differ from the truth."""
-        await self.send(
-            MessageType.LLM_ACCEPTED, replace(Accepted(self.request.id, self.executor.offer.price), **changes)
-        )
-        return Transcript(self.request.id, self.executor.offer.price)
+        accepted = replace(Accepted(self.request.id, self.executor.offer.price), **changes)
+        await self.send(MessageType.LLM_ACCEPTED, accepted)
+        return Transcript(self.request.id, accepted.price)
 
     async def deliver(self, transcript: Transcript, pieces: Iterable[str]) -> None:
         """Send pieces, each signed."""
@@ -86,19 +86,19 @@ class Line:
             await trio.sleep(self.executor.pause)
             await self.send(MessageType.LLM_DELTA, transcript.add(self.executor.identity, piece))
 
-    async def end(self, transcript: Transcript, **changes: Any) -> None:  # noqa: ANN401 - any field
-        """Send the receipt; `changes` are fields that differ from the truth."""
+    async def end(self, transcript: Transcript, *, serving: SignedServing | None = None, **changes: Any) -> None:  # noqa: ANN401 - any field
+        """Send the receipt; `serving` and `changes`, which are fields of it, differ from the truth."""
         me = self.executor
         receipt = make_receipt(
             self.request,
             transcript.text,
             me.count,
-            price=me.offer.price,
+            price=transcript.progress.price,
             finish=STOP,
             time=Millis(me.clock()),
         )
         signed = sign_receipt(me.identity, replace(receipt, **changes))
-        serving = sign_serving(me.identity, self.request, transcript.text)
+        serving = serving or sign_serving(me.identity, self.request, transcript.text)
         self.owed = signed.receipt
         await self.send(
             MessageType.LLM_FINAL,
@@ -134,8 +134,10 @@ class ScriptedExecutor:
     broken: int = 0
     """Streams that ended in the middle of something."""
     changed: trio.Event = field(default_factory=trio.Event)
-    acknowledges: bool = True
-    """Whether it says that it has a voucher."""
+    answers_vouchers: Callable[[SignedVoucher], VoucherAccepted | VoucherRefused | None] = field(
+        default_factory=lambda: accept
+    )
+    """What it says to a voucher; None: nothing."""
 
     def attach(self, node: MemoryNode) -> MemoryNode:
         """Answer what comes to a node."""
@@ -224,12 +226,20 @@ class ScriptedExecutor:
             raise InvalidMessage(Fault.UNEXPECTED, kind)
 
     async def _accept(self, line: Line, voucher: SignedVoucher) -> None:
-        if self.acknowledges:
+        answer = self.answers_vouchers(voucher)
+        if isinstance(answer, VoucherAccepted):
             self.vouchers.append(voucher)
-            await line.send(MessageType.VOUCHER_ACCEPTED, VoucherAccepted(voucher.voucher.head))
+            await line.send(MessageType.VOUCHER_ACCEPTED, answer)
+        elif answer is not None:
+            await line.send(MessageType.VOUCHER_REFUSED, answer)
 
 
 # ---- Scripts --------------------------------------------------------------------------------------------------------
+
+
+def accept(voucher: SignedVoucher) -> VoucherAccepted:
+    """Say that a voucher was taken."""
+    return VoucherAccepted(voucher.voucher.head)
 
 
 async def honest(line: Line) -> None:
@@ -310,6 +320,16 @@ async def signs_another(line: Line) -> None:
     other = Transcript(Hash(b"\x0f" * 32), line.executor.offer.price)
     await line.deliver(other, line.executor.rest(line.request))
     await line.end(other)
+
+
+async def lies_of_the_paragraph(line: Line) -> None:
+    """Answer well, and sign that another text was served."""
+    transcript = await line.accept()
+    await line.deliver(transcript, line.executor.rest(line.request))
+    other = Transcript(line.request.id, line.executor.offer.price)
+    other.add(line.executor.identity, "Another text.")
+    serving = sign_serving(line.executor.identity, line.request, other.text)
+    await line.end(transcript, serving=serving)
 
 
 async def talks_on(line: Line) -> None:
