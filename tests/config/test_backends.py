@@ -7,6 +7,7 @@ import pytest
 
 from loremesh.config import Program, Settings, load_executors, load_settings
 from loremesh.errors import UsageError
+from loremesh.protocol.llm import MAX_PRICE
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
 OLLAMA = '[[backend]]\nkind = "openai"\nbase_url = "http://127.0.0.1:11434/v1"\n'
@@ -38,6 +39,17 @@ def test_flags_describe_one_backend(tmp_path: Path) -> None:
 def test_a_small_model_needs_no_more_than_its_kind(tmp_path: Path) -> None:
     (only,) = loaded(tmp_path, "", backend="local").backends
     assert (only.kind, only.models, only.threads, only.concurrency) == ("local", {"smollm2": "smollm2"}, 1, 1)
+
+
+def test_the_mesh_is_a_backend_that_serves_nobody(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "", backend="mesh", model=["small"], max_tokens_per_day="9")
+    (only,) = settings.backends
+    assert (only.kind, only.models, only.max_price, only.is_own) == ("mesh", {"small": "small"}, MAX_PRICE, False)
+    assert only.max_tokens_per_day == 9
+    assert not settings.serve
+    beside = loaded(tmp_path, "[[backend]]\nkind = 'mesh'\nmodels = ['small']\nmax_price = 300\n[[backend]]")
+    assert ([one.is_own for one in beside.backends], beside.backends[0].max_price) == ([False, True], 300)
+    assert beside.serve
 
 
 def test_each_table_is_a_backend_with_its_models_limits_and_price(tmp_path: Path) -> None:
@@ -113,8 +125,15 @@ def test_a_model_that_the_server_lists_need_not_be_named_where_nobody_mines(tmp_
         ),
         ("[[backend]]\nthreads = 2", "is for backends of the kind local, this one is builtin"),
         ("[[backend]]\nbase_url = 'http://h/v1'", "is for backends of the kind openai, this one is builtin"),
-        ("[[backend]]\nmodels = []", "serves no model: name some in models"),
-        ("[[backend]]\nkind = 'openai'", "serves no model: name some in models, or say list_models = true"),
+        ("[[backend]]\nmodels = []", "has no model: name some in models"),
+        ("[[backend]]\nkind = 'openai'", "has no model: name some in models, or say list_models = true"),
+        ("[[backend]]\nkind = 'mesh'", "the backend mesh: has no model: name some in models"),
+        (
+            "[[backend]]\nkind = 'mesh'\nmodels = ['m']\nprice = 1",
+            "is for backends that serve clients, this one is mesh",
+        ),
+        ("[[backend]]\nmax_price = 1", "is for backends of the kind mesh, this one is builtin"),
+        ("serve = true\n[[backend]]\nkind = 'mesh'\nmodels = ['m']", "a mesh backend has no model to serve"),
         ("[[backend]]\n[[backend]]", "two [[backend]] tables have the name builtin"),
         ("[[backend]]\n[[backend]]\nname = 'other'", "two [[backend]] tables have the model builtin"),
         (f"{OLLAMA}models = ['{'m' * 129}']", "models in [[backend]] 1 of "),
@@ -152,7 +171,7 @@ def test_the_example_configuration_is_one_as_it_stands_and_with_everything_switc
     assert (ollama.models, ollama.price, builtin.kind) == ({"small": "llama3.2"}, 200, "builtin")
     everything = re.sub(r"(?m)^# (?=\[\[backend\]\]$|[a-z_]+ = )", "", text)
     settings = loaded(tmp_path, everything, {"OPENAI_API_KEY": "k"})
-    assert [one.name for one in settings.backends] == ["ollama", "openai", "vllm", "local", "builtin"]
+    assert [one.name for one in settings.backends] == ["ollama", "openai", "vllm", "local", "mesh", "builtin"]
     assert settings.http == "127.0.0.1:9464"
 
 

@@ -21,7 +21,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, StoryId
 from loremesh.settings_tables import (
+    MESH,
     PATHS,
+    BackendKind,
     BackendSettings,
     BaseUrl,
     Given,
@@ -153,8 +155,9 @@ class Settings(BaseModel):
     """Whether an executor races to write the next block."""
     serve: bool = True
     """Whether an executor answers calls to its models."""
-    backend: Literal["builtin", "openai", "local"] = "builtin"
-    """What answers prompts: the built-in generator, any server that speaks the OpenAI API, or a small model in here."""
+    backend: BackendKind = "builtin"
+    """What answers prompts: the built-in generator, any server that speaks the OpenAI API, a small model in here, or
+    another executor."""
     backends: tuple[BackendSettings, ...] = ()
     """Of an executor: what its `[[backend]]` tables say, or the one backend that the other keys describe."""
     base_url: BaseUrl | None = None
@@ -324,7 +327,10 @@ def _settings(program: Program, given: dict[str, Given], environment: Mapping[st
     backends = read_backends(tables, environment, given) if tables else (_short_form(settings, given),)
     if settings.mine and not any(backend.models for backend in backends):
         raise UsageError("no [[backend]] names a model to write with: name one in models, or say mine = false")
-    return settings.model_copy(update={"backends": backends})
+    serves = any(backend.is_own for backend in backends)
+    if settings.serve and "serve" in given and not serves:
+        raise UsageError(f"{given['serve'].where}: a {MESH} backend has no model to serve: add another [[backend]]")
+    return settings.model_copy(update={"backends": backends, "serve": settings.serve and serves})
 
 
 def _check(given: dict[str, Given]) -> None:
@@ -335,10 +341,11 @@ def _check(given: dict[str, Given]) -> None:
 
 def _short_form(settings: Settings, given: dict[str, Given]) -> BackendSettings:
     names = settings.models
-    if settings.backend == "openai" and not names:
+    if settings.backend in ("openai", MESH) and not names:
         if DEFAULT_MODEL not in settings.model_aliases:
             raise UsageError(
-                f"{given['backend'].where}: the openai backend needs --model NAME, or an alias {DEFAULT_MODEL}"
+                f"{given['backend'].where}: the {settings.backend} backend needs --model NAME, or an alias "
+                f"{DEFAULT_MODEL}"
             )
         names = (DEFAULT_MODEL,)
     if settings.base_url is not None and "backend" not in given:

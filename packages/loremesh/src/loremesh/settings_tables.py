@@ -18,6 +18,7 @@ from loremesh.protocol.llm import MAX_PRICE
 
 BUILTIN_MODEL: Final = "builtin"
 LOCAL_MODEL: Final = "smollm2"
+MESH: Final = "mesh"
 PATHS: Final = frozenset({"data_dir", "genesis", "key_file", "weights"})
 """Keys whose values are paths, relative to the file that they stand in."""
 
@@ -72,6 +73,7 @@ _Thinking = Annotated[Seconds, Field(ge=0, le=5)]
 Latency = Annotated[tuple[_Thinking, _Thinking], BeforeValidator(_numbers), AfterValidator(_ordered)]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 ModelName = Annotated[str, AfterValidator(_model_name)]
+BackendKind = Literal["builtin", "openai", "local", "mesh"]
 
 
 class BackendSettings(BaseModel):
@@ -81,7 +83,7 @@ class BackendSettings(BaseModel):
 
     name: NodeName
     """What logs call it."""
-    kind: Literal["builtin", "openai", "local"]
+    kind: BackendKind
     models: Annotated[dict[ModelName, ModelName], BeforeValidator(_as_models)]
     """What is served: names that clients ask for, and the backend's own names for the same."""
     list_models: bool = False
@@ -113,6 +115,13 @@ class BackendSettings(BaseModel):
     """local: more than the cores that are free makes it slower, not faster."""
     weights: Path | None = None
     """local: a GGUF file; None: what `model pull` fetched."""
+    max_price: Annotated[int, Field(ge=0, le=MAX_PRICE)] = MAX_PRICE
+    """mesh: gwei per 1,000 tokens that the node agrees to pay."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it answers here, so that others can be served with it."""
+        return self.kind != MESH
 
 
 BACKEND_KEYS: Final = frozenset(BackendSettings.model_fields)
@@ -126,8 +135,10 @@ _OF_ONE_KIND: Final = {
     "latency": "builtin",
     "threads": "local",
     "weights": "local",
+    "max_price": MESH,
 }
-_CONCURRENCY: Final = {"builtin": 16, "openai": 4, "local": 1}
+_FOR_CLIENTS: Final = ("price", "concurrency", "concurrency_per_client", "requests_per_minute")
+_CONCURRENCY: Final = {"builtin": 16, "openai": 4, "local": 1, MESH: 1}
 _MODELS: Final = {"builtin": [BUILTIN_MODEL], "local": [LOCAL_MODEL]}
 
 
@@ -202,6 +213,9 @@ def _read_backend(given: Mapping[str, Given], environment: Mapping[str, str]) ->
     for key, owner in _OF_ONE_KIND.items():
         if key in given and kind in _CONCURRENCY and owner != kind:
             raise UsageError(f"{given[key].where}: is for backends of the kind {owner}, this one is {kind}")
+    for key in _FOR_CLIENTS:
+        if key in given and kind == MESH:
+            raise UsageError(f"{given[key].where}: is for backends that serve clients, this one is {MESH}")
     values: dict[str, object] = {
         "kind": kind,
         "name": kind,
@@ -214,7 +228,8 @@ def _read_backend(given: Mapping[str, Given], environment: Mapping[str, str]) ->
     except ValidationError as error:
         refuse(error.errors(include_url=False, include_context=False)[0], given)
     if not backend.models and not backend.list_models:
-        raise UsageError(f"the backend {backend.name}: serves no model: name some in models, or say list_models = true")
+        otherwise = ", or say list_models = true" if backend.kind == "openai" else ""
+        raise UsageError(f"the backend {backend.name}: has no model: name some in models{otherwise}")
     return _with_key(backend, given, environment)
 
 
@@ -232,7 +247,7 @@ def _with_key(backend: BackendSettings, given: Mapping[str, Given], environment:
 
 
 def short_backend(
-    kind: Literal["builtin", "openai", "local"],
+    kind: BackendKind,
     *,
     models: tuple[str, ...],
     url: str | None,

@@ -8,7 +8,7 @@ from loremesh.backends.prompt import ParagraphRequest
 from loremesh.errors import BackendGarbage
 from loremesh.primitives import Hash
 from loremesh.protocol.content.paragraph import fold_paragraph
-from loremesh.protocol.llm import ChatMessage, prompt_digest
+from loremesh.protocol.llm import ChatMessage, SignedServing, prompt_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +21,28 @@ class Draft:
     prompt_digest: Hash
     output_digest: Hash
     """SHA-256 of `text` in UTF-8."""
+    serving: SignedServing | None = None
+    """The word of the executor that served it; None: our own backend wrote it, or nobody stands by this text."""
 
     @classmethod
-    def fold(cls, answer: str, max_words: int, model: str, messages: tuple[ChatMessage, ...]) -> Self:
+    def fold(
+        cls, answer: str, max_words: int, model: str, messages: tuple[ChatMessage, ...], *, is_cut: bool = False
+    ) -> Self:
         """Fold what a model answered to `messages`.
+
+        Args:
+            answer: All of it.
+            max_words: Most words of the paragraph.
+            model: Its name in the story.
+            messages: The prompt.
+            is_cut: The model came to a limit, so its last sentence is half a sentence, and is left out.
 
         Raises:
             BackendGarbage: There is no paragraph in the answer.
         """
+        if is_cut:
+            # Folding to one word less than there is cuts the half sentence off.
+            max_words = min(max_words, max(1, len(answer.split()) - 1))
         text = fold_paragraph(answer, max_words)
         if text is None:
             raise BackendGarbage(f"{model} answered without a paragraph")

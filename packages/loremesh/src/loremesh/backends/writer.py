@@ -71,12 +71,8 @@ class ChatWriter:
                 await self._ask(messages, request.max_words, answer)
             if scope.cancelled_caught:
                 raise BackendTimeout(f"{self.model} took longer than {self._deadline:g} s")
-        max_words = request.max_words
-        text = answer.text
-        if answer.end is not None and answer.end.finish == "length":
-            # The last sentence is half a sentence: folding to one word less than there is cuts it off.
-            max_words = min(max_words, max(1, len(text.split()) - 1))
-        return Draft.fold(text, max_words, self.model, messages)
+        is_cut = answer.end is not None and answer.end.finish == "length"
+        return Draft.fold(answer.text, request.max_words, self.model, messages, is_cut=is_cut)
 
     async def aclose(self) -> None:
         """Nothing is held: the backend is its owner's to close."""

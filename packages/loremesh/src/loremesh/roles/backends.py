@@ -100,7 +100,7 @@ async def open_backends(settings: Sequence[BackendSettings], disk: Disk) -> Asyn
     """Open every backend, and keep the lists of those that list their models up to date.
 
     Args:
-        settings: One of each; at least one.
+        settings: One of each; those that are others' are left out.
         disk: Remembers how many tokens a day took.
 
     Raises:
@@ -109,11 +109,9 @@ async def open_backends(settings: Sequence[BackendSettings], disk: Disk) -> Asyn
     """
     opened: list[OpenBackend] = []
     try:
-        for one in settings:
-            cap = None
-            if one.max_tokens_per_day is not None:
-                cap = DailyCap(one.max_tokens_per_day, _DiskTokenCounter(disk, one.name), wall_clock)
-            opened.append(OpenBackend(one, await _open(one), cap))
+        for one in (one for one in settings if one.is_own):
+            chat = await _open(one)
+            opened.append(OpenBackend(one, chat, cap_of(one, disk)))
         backends = Backends(tuple(opened))
         async with trio.open_nursery() as nursery:
             for backend in opened:
@@ -128,6 +126,13 @@ async def open_backends(settings: Sequence[BackendSettings], disk: Disk) -> Asyn
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             for backend in opened:
                 await backend.chat.aclose()
+
+
+def cap_of(settings: BackendSettings, disk: Disk) -> DailyCap | None:
+    """Give the cap on a backend's tokens, if it has one; the disk remembers how many a day took."""
+    if settings.max_tokens_per_day is None:
+        return None
+    return DailyCap(settings.max_tokens_per_day, _DiskTokenCounter(disk, settings.name), wall_clock)
 
 
 async def _open(settings: BackendSettings) -> ChatBackend:

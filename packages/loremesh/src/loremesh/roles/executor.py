@@ -12,10 +12,11 @@ from loremesh.roles.mining import mine
 from loremesh.roles.networking import wall_clock
 from loremesh.roles.node import EXECUTOR, Node, run_node
 from loremesh.roles.process import Start, run_until_stopped
+from loremesh.roles.writing import open_writer
 from loremesh.services.call_terms import Offered
 from loremesh.services.happenings import Tell
 from loremesh.services.llm_server import LlmServer
-from loremesh.services.slots import MiningFirst, Slots
+from loremesh.services.slots import Slots
 from loremesh.storage.journal import Journal
 
 _LAST_WORD: Final = 0.5
@@ -37,7 +38,8 @@ async def run(executors: Sequence[Settings], tell: Callable[[str], Tell]) -> Non
 def _starter(settings: Settings, tell: Tell) -> Start:
     async def start(task_status: "trio.TaskStatus[Node]") -> None:
         beside = partial(_work, settings) if settings.mine or settings.serve else None
-        models = tuple(model for backend in settings.backends for model in backend.models) if settings.serve else ()
+        own = [backend for backend in settings.backends if settings.serve and backend.is_own]
+        models = tuple(model for backend in own for model in backend.models)
         await run_node(settings, EXECUTOR, tell, models=models, beside=beside, task_status=task_status)
 
     return start
@@ -50,8 +52,7 @@ async def _work(settings: Settings, node: Node, *, task_status: trio.TaskStatus[
         if settings.serve:
             await nursery.start(_serve, settings, node, partial(_offered, backends, slots))
         if settings.mine and node.services.story is not None:
-            writer = MiningFirst(backends.writer(), slots[backends.mines_with.settings.name])
-            nursery.start_soon(_mine, settings, node, writer)
+            nursery.start_soon(_mine, settings, node, backends, slots)
         task_status.started()
 
 
@@ -81,7 +82,7 @@ async def _serve(
             task_status.started()
 
 
-async def _mine(settings: Settings, node: Node, writer: MiningFirst) -> None:
+async def _mine(settings: Settings, node: Node, backends: Backends, slots: Mapping[str, Slots]) -> None:
     assert node.services.story is not None  # noqa: S101 - for the type checker: our caller has looked
     with trio.CancelScope() as scope:
 
@@ -90,7 +91,8 @@ async def _mine(settings: Settings, node: Node, writer: MiningFirst) -> None:
             await trio.lowlevel.checkpoint()
 
         node.leaving.append(leave)
-        await mine(node.services, node.services.story, writer, settings.work_share)
+        async with open_writer(settings, node, backends, slots) as writer:
+            await mine(node.services, node.services.story, writer, settings.work_share)
 
 
 def _slots_of(backend: OpenBackend) -> Slots:

@@ -123,6 +123,7 @@ async def entered(
     keep: bool = False,
     gone: trio.MemoryReceiveChannel[PeerId] | None = None,
     chance: random.Random | None = None,
+    parting: float = _PARTING,
 ) -> AsyncIterator[Mesh]:
     """Be in the mesh with a network that runs already.
 
@@ -137,6 +138,7 @@ async def entered(
         keep: Whether requests and answers are kept in the journal as well.
         gone: Tells whose connection has ended.
         chance: Which strangers get a turn.
+        parting: Seconds for bills to be settled at the end; the others are handed in at the next contact.
     """
     counting = counting or Counting()
     found = Discovery(identity, network, clock, bootstrap=bootstrap, patience=patience)
@@ -155,7 +157,7 @@ async def entered(
             yield Mesh(found, router)
         finally:
             with trio.CancelScope(shield=True):
-                await router.settle(_PARTING)
+                await router.settle(parting)
             nursery.cancel_scope.cancel()
 
 

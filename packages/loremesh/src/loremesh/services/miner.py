@@ -163,7 +163,9 @@ class Miner:
             await trio.sleep_forever()  # a winner is on its way to the disk: the round ends when it is there
         draft = drafts[0]
         self._signed_on = parent.link.hash
-        content = paragraph(self._identity.peer_id, draft.text, draft.model, draft.prompt_digest, suggestions)
+        content = paragraph(
+            self._identity.peer_id, draft.text, draft.model, draft.prompt_digest, suggestions, serving=draft.serving
+        )
         return produce(
             genesis,
             parent,

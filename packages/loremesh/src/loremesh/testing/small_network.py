@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from loremesh.backends.base import Backend
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import Hash, PeerId
 from loremesh.protocol.block import Block
@@ -193,8 +194,8 @@ class SmallNetwork:
         finally:
             node.ended.set()
 
-    def miner(self, node: SmallNode) -> Miner:
-        """Make the miner of a node."""
+    def miner(self, node: SmallNode, backend: Backend | None = None) -> Miner:
+        """Make the miner of a node; with another backend than the node's own."""
 
         async def canon(tip: Hash, most: int) -> tuple[str, ...]:
             return await newest_paragraphs(node.chain, tip, most)
@@ -203,7 +204,7 @@ class SmallNetwork:
             identity=node.identity,
             chain=node.chain,
             canon=canon,
-            backend=node.backend,
+            backend=backend or node.backend,
             search=node.search,
             publish=node.story.announcer.announce,
             clock=node.clock,
