@@ -34,6 +34,7 @@ BENCHES: Final = (
     "burst",
     "gossip",
     "floods",
+    "gateway",
 )
 
 
