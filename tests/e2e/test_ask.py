@@ -75,7 +75,7 @@ async def _explains_the_same(address: str, home: Path, text: str) -> None:
 async def test_where_nobody_serves_anything_the_client_says_whom_it_asked(start: StartNode, tmp_path: Path) -> None:
     validator = await start("validator", role="validator")
     address = await validator.wait_address()
-    ended = await ask(address, tmp_path / "home", "--discovery", "1")
+    ended = await ask(address, tmp_path / "home", "--discovery", "12")
     assert (ended.code, ended.out) == (3, "")
     assert f"…{(await validator.wait('ready'))['peer_id'][-8:]}: knows 0 executors" in ended.err
     assert "the DHT" in ended.err

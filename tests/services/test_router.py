@@ -181,6 +181,14 @@ async def test_calls_side_by_side_have_sessions_of_their_own() -> None:
         assert [signed.voucher.receipts for signed in executor.vouchers] == [1] * 6
 
 
+async def test_a_burst_spreads_over_the_executors_there_are() -> None:
+    async with world([honest], [honest], pause=1) as here:
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(here.mesh.call, CHAT, _drop)
+        assert [len(one.requests) for one in here.executors.values()] == [3, 3]
+
+
 async def test_pieces_are_delivered_as_they_come() -> None:
     times = []
 

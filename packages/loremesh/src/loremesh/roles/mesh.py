@@ -20,7 +20,7 @@ from loremesh.roles.networking import running_network, wall_clock
 from loremesh.roles.node import identity_of
 from loremesh.services import discovery, lanes
 from loremesh.services.counting import Counting
-from loremesh.services.discovery import PATIENCE, REFRESH, SURE, Discovery
+from loremesh.services.discovery import PATIENCE, SURE, Discovery
 from loremesh.services.happenings import Clock
 from loremesh.services.lanes import Lanes
 from loremesh.services.paying import Journal, Paying
@@ -62,7 +62,6 @@ class Mesh:
     def __init__(self, found: Discovery, router: Router) -> None:
         self._discovery = found
         self._router = router
-        self._looked = -REFRESH
 
     @property
     def tried(self) -> tuple[str, ...]:
@@ -71,14 +70,13 @@ class Mesh:
 
     async def models(self) -> tuple[ServedModel, ...]:
         """Give what is served now, by name; only what executors have said of themselves in the last 90 s."""
-        began = trio.current_time()
-        if began - self._looked >= REFRESH:
-            await self._discovery.look()
-            while not self._discovery.fresh() and trio.current_time() < began + SURE:
+        found, began = self._discovery, trio.current_time()
+        if found.looked is None or not found.fresh():
+            await found.look()
+            while not found.fresh() and trio.current_time() < began + SURE:
                 await trio.sleep(_LOOK_AGAIN)
-                await self._discovery.look()
-            self._looked = trio.current_time()
-        offers = [(offer, card.peer_id) for card in self._discovery.fresh() for offer in card.models if card.slots]
+                await found.look()
+        offers = [(offer, card.peer_id) for card in found.fresh() for offer in card.models if card.slots]
         return tuple(
             ServedModel(
                 name,

@@ -105,6 +105,8 @@ class Discovery:
         self._tried: dict[str, str] = {}
         self._began: float | None = None
         self._looks: dict[str, trio.Event] = {}
+        self.looked: float | None = None
+        """When all were looked for last, by trio's clock."""
 
     @property
     def tried(self) -> tuple[str, ...]:
@@ -158,6 +160,8 @@ class Discovery:
         done = self._looks[model] = trio.Event()
         try:
             await self._look(model)
+            if not model:
+                self.looked = trio.current_time()
         finally:
             del self._looks[model]
             done.set()

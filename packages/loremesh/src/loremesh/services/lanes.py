@@ -104,6 +104,11 @@ class Lanes:
         """How many wait for a call."""
         return sum(map(len, self._resting.values()))
 
+    def in_use(self, executor: PeerId) -> int:
+        """Count the calls to an executor that run here."""
+        places = self._places.get(executor)
+        return 0 if places is None else MOST_LANES - places.value
+
     def forget(self, executor: PeerId) -> None:
         """Close the lanes that rest: the executor's connection is gone."""
         for lane in self._resting.pop(executor, ()):

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
@@ -168,7 +168,7 @@ class Router:
 
     async def _answer(self, call: OpenCall, deliver: Deliver) -> Answer:
         while True:
-            cards = await self._finder.find(call.chat.model)
+            cards = [self._as_of_now(card) for card in await self._finder.find(call.chat.model)]
             draws = [self._chance.random() for _ in range(len(cards) + 1)]
             wish = Wish(call.chat.model, call.chat.max_price)
             choices = rank(cards, self.tracks, wish, trio.current_time(), draws)
@@ -187,6 +187,11 @@ class Router:
             if wait > MOST_PATIENCE or trio.current_time() + wait >= call.expires:
                 raise self._failure(call, wait)
             await trio.sleep(wait)
+
+    def _as_of_now(self, card: CapabilityCard) -> CapabilityCard:
+        """Put on a card, which may be a while old, the calls that run from here: a burst spreads at once."""
+        ours = self._lanes.in_use(card.peer_id)
+        return replace(card, running=ours) if ours > card.running else card
 
     def _soonest(self, call: OpenCall, choices: Sequence[Choice]) -> float:
         """Tell in how many seconds the first executor is free that merely is busy."""
