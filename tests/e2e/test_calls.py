@@ -15,7 +15,15 @@ from loremesh.backends.tokens import load_counter
 from loremesh.cli.ask import NOTICE
 from loremesh.protocol.llm import ChatMessage
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
-from loremesh.testing.node_processes import PATIENCE, Ended, NodeProcess, StartNode, program, run_program
+from loremesh.testing.node_processes import (
+    PATIENCE,
+    Ended,
+    NodeProcess,
+    StartNode,
+    program,
+    run_node_process,
+    run_program,
+)
 
 PROMPT = "Who keeps the lamp?"
 TEXT = "On evening 1 the keeper climbed the stair with a lantern in one hand and the map in the other."
@@ -193,3 +201,17 @@ async def carried_on(begun: str, *, seed: int) -> str:
 async def verified(folder: Path, export: str) -> int:
     (folder / "export.json").write_text(export, encoding="utf-8")
     return (await run_program("loremesh", "verify", str(folder / "export.json"))).code
+
+
+async def test_a_gateway_that_nobody_uses_ends_well_at_once(
+    start_executor: StartExecutor, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    executor = await start_executor("ann", builtin_table(1))
+    where = ["--bootstrap-nodes", await executor.wait_address(), "--data-dir", str(tmp_path / "gateway")]
+    command = ["gateway", *where, "--listen", "127.0.0.1:0"]
+    gateway: NodeProcess = await nursery.start(
+        partial(run_node_process, "loremesh", tmp_path / "gateway.log", *command)
+    )
+    await gateway.wait("ready", role="gateway")
+    assert await gateway.end() == 0
+    assert "bug" not in gateway.log()

@@ -51,10 +51,12 @@ async def run(settings: Settings, address: str, key: str | None, tell_ready: Cal
                     serving.start_soon(serve, gateway.app(), listeners, GATEWAY_LIMITS)
                     tell_ready(f"http://{bound_address(listeners[0])}{_BASE_PATH}")
                     await anext(signals)
-                    serving.start_soon(_leave_at_next, signals)
                     gateway.close()
-                    with trio.move_on_after(settings.drain):
-                        await gateway.wait_idle()
+                    async with trio.open_nursery() as leaving:
+                        leaving.start_soon(_leave_at_next, signals)
+                        with trio.move_on_after(settings.drain):
+                            await gateway.wait_idle()
+                        leaving.cancel_scope.cancel()
         finally:
             for listener in listeners:
                 listener.socket.close()
