@@ -15,11 +15,12 @@ import trio
 from loremesh.config import load_executors
 from loremesh.testing.fake_openai import FakeOpenAI
 
-PATIENCE = 120
+PATIENCE = 300
 BLOCK = re.compile(
     r"(?:<!-- (?P<kind>[a-z ]+)(?:: (?P<name>[^>]+))? -->\n)?```(?P<language>\w+)\n(?P<body>.*?)```", re.DOTALL
 )
 KINDS = {"make", "once", "node", "client", "not run"}
+CALLS = "## Ask a model through the mesh\n"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,15 @@ class Snippet:
     body: str
 
 
-def snippets(checkout: Path) -> Iterator[Snippet]:
-    for found in BLOCK.finditer((checkout / "README.md").read_text(encoding="utf-8")):
+def sections(checkout: Path) -> tuple[str, str]:
+    """Cut the README in two: all but the section about calls, and that section."""
+    before, _, rest = (checkout / "README.md").read_text(encoding="utf-8").partition(CALLS)
+    calls, heading, after = rest.partition("\n## ")
+    return before + heading + after, calls
+
+
+def snippets(text: str) -> Iterator[Snippet]:
+    for found in BLOCK.finditer(text):
         yield Snippet(found["language"], found["kind"] or "", found["name"] or "", found["body"])
 
 
@@ -114,21 +122,41 @@ def free_port() -> str:
 
 
 def test_every_shell_snippet_says_how_it_is_tested(checkout: Path) -> None:
-    found = [one for one in snippets(checkout) if one.language == "sh"]
+    found = [one for text in sections(checkout) for one in snippets(text) if one.language == "sh"]
     assert {one.kind for one in found} == KINDS
 
 
 def test_the_two_commands_of_the_quickstart_are_targets(checkout: Path) -> None:
-    (quickstart,) = [one.body for one in snippets(checkout) if one.kind == "make"]
+    (quickstart,) = [one.body for one in snippets(sections(checkout)[0]) if one.kind == "make"]
     assert quickstart == "make demo\nmake test\n"
     makefile = (checkout / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{line.partition(' ')[2]}:" in makefile for line in quickstart.splitlines())
 
 
 def test_the_command_that_costs_money_has_a_configuration_that_loads(checkout: Path) -> None:
-    (body,) = [one.body for one in snippets(checkout) if one.kind == "not run"]
+    (body,) = [one.body for one in snippets(sections(checkout)[0]) if one.kind == "not run"]
     path = checkout / body.split("--config ")[1].strip()
     assert load_executors({"config": str(path)}, {"OPENAI_API_KEY": "key"})[0].backend == "openai"
+
+
+async def follow(text: str, terminal: Terminal) -> str:
+    """Do what a part of the README says, from top to bottom, and end its nodes; give what was printed."""
+    printed = ""
+    try:
+        with trio.fail_after(PATIENCE):
+            for snippet in snippets(text):
+                match snippet.language, snippet.kind:
+                    case "sh", "node":
+                        await terminal.start(snippet.name, snippet.body)
+                    case "sh", "once" | "client":
+                        printed += await terminal.run(snippet.body)
+                    case "python", _:
+                        (terminal.folder / "read.py").write_text(terminal.adapted(snippet.body), encoding="utf-8")
+                        printed += await terminal.run(".venv/bin/python read.py")
+            await terminal.stop()
+    finally:
+        terminal.kill()
+    return printed
 
 
 async def test_the_commands_of_the_readme_make_a_network_and_read_its_story(
@@ -138,23 +166,29 @@ async def test_the_commands_of_the_readme_make_a_network_and_read_its_story(
     await nursery.start(fake.serve)
     ports = {"tcp/4001": f"tcp/{free_port()}", "http://127.0.0.1:11434/v1": fake.base_url}
     terminal = Terminal(folder, nursery, ports)
-    printed = ""
-    try:
-        with trio.fail_after(PATIENCE):
-            for snippet in snippets(checkout):
-                match snippet.language, snippet.kind:
-                    case "sh", "node":
-                        await terminal.start(snippet.name, snippet.body)
-                    case "sh", "once" | "client":
-                        printed += await terminal.run(snippet.body)
-                    case "python", _:
-                        (folder / "read.py").write_text(terminal.adapted(snippet.body), encoding="utf-8")
-                        printed += await terminal.run(".venv/bin/python read.py")
-            await terminal.stop()
-    finally:
-        terminal.kill()
+    printed = await follow(sections(checkout)[0], terminal)
     assert set(terminal.nodes) == {"validator", "ann", "bob", "cat"}
     assert "suggested: transaction" in printed
     assert "is in block" in printed
     assert printed.count("all is well") == 2
     assert "block 1 (" in terminal.said["validator"]
+
+
+async def test_the_terminals_of_the_readme_ask_models_through_the_mesh(
+    checkout: Path, folder: Path, nursery: trio.Nursery
+) -> None:
+    fake = FakeOpenAI(content="Nobody does. It keeps itself.")
+    await nursery.start(fake.serve)
+    ports = {
+        "tcp/4002": f"tcp/{free_port()}",
+        "127.0.0.1:8080": f"127.0.0.1:{free_port()}",
+        "http://127.0.0.1:11434/v1": fake.base_url,
+    }
+    terminal = Terminal(folder, nursery, ports)
+    printed = await follow(sections(checkout)[1], terminal)
+    assert set(terminal.nodes) == {"anchor", "dan", "gateway"}
+    assert printed.count("Nobody does. It keeps itself.") == 1
+    assert printed.count("1 receipt: signatures hold and sums add up") == 2
+    assert "all of it is right" in printed
+    _, _, streamed = printed.partition("all of it is right")
+    assert len(streamed.split()) > 20
