@@ -32,6 +32,8 @@ BENCHES: Final = (
     "chain",
     "sync",
     "burst",
+    "receipts",
+    "calls",
     "gossip",
     "floods",
     "gateway",
