@@ -369,6 +369,19 @@ async def test_nobody_hands_in_what_is_not_his(scene: Scene) -> None:
     assert (await scene.wait_ended(2))[1].fault is Fault.WRONG_SENDER
 
 
+async def test_nobody_hands_in_a_voucher_of_his_own_for_the_call_of_another(scene: Scene) -> None:
+    async with scene.call() as caller:
+        _, final = await caller.answer()
+        assert isinstance(final, LlmFinal)
+    async with scene.call(CAT) as thief:
+        stolen = replace(next_voucher(None, final.receipt), client=CAT.peer_id)
+        evidence = SignedReceipt(final.receipt, final.signature)
+        await thief.send(MessageType.HAND_IN, HandIn.of(evidence, sign_voucher(CAT, stolen)))
+        with pytest.raises(Unreachable):
+            await thief.reply()
+    assert (await scene.wait_ended(2))[1].fault is Fault.WRONG_SENDER
+
+
 # ---- stopping
 
 
