@@ -4,6 +4,11 @@ import sys
 from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a busy machine makes up examples is no property of what is tested.
+settings.register_profile("loremesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loremesh")
 
 RECURSION_LIMIT: Final = sys.getrecursionlimit()
 
