@@ -392,6 +392,12 @@ async def test_a_tracker_that_restarts_is_the_tracker_again(five: Five) -> None:
     await wait_tracker([*five.others(FAY), again], FAY, 10)
 
 
+async def test_of_each_peers_cards_only_the_newest_is_remembered_as_checked(five: Five) -> None:
+    await trio.sleep(20 * HEARTBEAT)
+    for node in five.nodes:
+        assert set(node.story.tracker._checked) <= {one.peer_id for one in five.nodes}
+
+
 # lies
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from loremesh.errors import MachineError
+from loremesh.primitives import KIB
 from loremesh.storage.migrations import MIGRATIONS, migrate
 from loremesh.storage.store import DATABASE_NAME, Store
 from loremesh.storage.writes import SetNote, Write
@@ -194,6 +195,17 @@ async def test_every_commit_is_synced_to_the_disk(tmp_path: Path) -> None:
     async with Store.open(tmp_path) as store:
         assert store._database.writer.pragma("synchronous") == full
         assert store._database.writer.pragma("journal_mode") == "wal"
+
+
+async def test_a_connection_keeps_a_quarter_of_a_mebibyte_of_pages_however_much_is_written_and_read(
+    tmp_path: Path,
+) -> None:
+    async with Store.open(tmp_path) as store:
+        for number in range(400):
+            await store.commit(SetNote(str(number), bytes(4 * KIB)))
+            assert await store.note(str(number)) == bytes(4 * KIB)
+        for connection in (store._database.writer, store._database.reader):
+            assert connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)[0] < 512 * KIB
 
 
 async def test_a_full_disk_fails_only_whom_it_has_no_room_for_and_the_store_stays_usable(tmp_path: Path) -> None:

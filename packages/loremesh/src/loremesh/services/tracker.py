@@ -17,7 +17,7 @@ import trio
 
 from loremesh.errors import Fault, InvalidMessage
 from loremesh.network.events import GossipReceived
-from loremesh.primitives import Hash, Millis, PeerId, Signature, StoryId
+from loremesh.primitives import Hash, Millis, PeerId, StoryId
 from loremesh.protocol.codec import decode
 from loremesh.protocol.fork_choice import Store
 from loremesh.protocol.identity import Identity
@@ -141,7 +141,7 @@ class TrackerService:
         height, order = store.entries[head].link.height, candidates(store, head)
         self._office = open_office(identity.peer_id, head, height, order, trio.current_time())
         self._told: tuple[TrackerState | None, PeerId | None] = None, None
-        self._checked = OrderedDict[Signature, PeerRecord]()
+        self._checked = OrderedDict[PeerId, PeerRecord]()
         self._to_send, self._outbox = trio.open_memory_channel[Send](_OUTBOX)
 
     @property
@@ -315,9 +315,10 @@ class TrackerService:
 
     def _check_card(self, record: PeerRecord) -> None:
         """Check a card's signature, once: the cards of a list have nearly all been heard as heartbeats before."""
-        if self._checked.get(record.signature) != record:
+        if self._checked.get(record.card.peer_id) != record:
             check_record(record)
-            self._checked[record.signature] = record
+            self._checked[record.card.peer_id] = record
+            self._checked.move_to_end(record.card.peer_id)
             if len(self._checked) > _CHECKED_CARDS:
                 self._checked.popitem(last=False)
 

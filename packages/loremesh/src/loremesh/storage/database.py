@@ -27,6 +27,8 @@ T = TypeVar("T")
 _MOST_SHARED: Final = 256
 """Callers whose writes share one transaction at most, so that the first of them need not wait without end."""
 _BUSY_MILLIS: Final = 5000
+_CACHE_KIB: Final = 256
+"""Pages that a connection keeps: SQLite's own 2,000 KiB take an hour to fill, and the system keeps the file anyway."""
 _OPENING_SECONDS: Final = 30
 _OPENING_PAUSE: Final = 0.01
 _SMALLEST_PAGE: Final = 512
@@ -267,3 +269,4 @@ def _prepare(connection: apsw.Connection) -> None:
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", "FULL")  # NORMAL may forget the last commits in a power cut
     connection.pragma("foreign_keys", value=True)
+    connection.pragma("cache_size", -_CACHE_KIB)

@@ -2,7 +2,8 @@
 
 Symptoms: identify runs as a trio system task, which outlives the host and whose failure ends the process with
 TrioInternalError; nothing says when it is done; a peer may have a megabyte of addresses and protocols kept, and
-identify/push lets it tell them again and again; `PingService.ping` measures whole milliseconds and answers 0.
+identify/push lets it tell them again and again; `PingService.ping` measures whole milliseconds and answers 0, and of
+every peer that ever sent a ping something is kept.
 """
 
 import secrets
@@ -14,10 +15,10 @@ import trio
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.host.basic_host import BasicHost, _IdentifyNotifee
 from libp2p.host.ping import ID as PING
-from libp2p.host.ping import PING_LENGTH
+from libp2p.host.ping import PING_LENGTH, PingService
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore, PeerStoreError
+from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from loremesh.errors import Unreachable
@@ -25,6 +26,7 @@ from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream import closing, reading
 from loremesh.network.upstream.gate import Gate
 from loremesh.network.upstream.negotiating import EagerClient
+from loremesh.network.upstream.peerstore import BoundedPeerStore
 from loremesh.network.upstream.streams import StreamPipe, contain
 from loremesh.network.upstream.swarm import BoundedSwarm
 
@@ -41,9 +43,10 @@ class QuietHost(BasicHost):
         closing.install()
         key_pair = create_new_key_pair(secret)
         peer_id = ID.from_pubkey(key_pair.public_key)
-        peerstore = PeerStore()
+        peerstore = BoundedPeerStore(peer_id, lambda peer: bool(self.swarm.get_connections(peer)))
         peerstore.add_key_pair(peer_id, key_pair)
         self.swarm = BoundedSwarm(peer_id, peerstore, gate, settings)
+        self._known = peerstore
         self.advertised: list[Multiaddr] = []
         super().__init__(
             self.swarm,
@@ -54,6 +57,8 @@ class QuietHost(BasicHost):
         self.multiselect_client = EagerClient()
         self.swarm.notifees = [known for known in self.swarm.notifees if not isinstance(known, _IdentifyNotifee)]
         self.remove_stream_handler(ID_PUSH)
+        self._pings = PingService(self)
+        self.set_stream_handler(PING, self._pings.handle_ping)
         self.swarm.set_stream_handler(contain(self._swarm_stream_handler))
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
@@ -72,8 +77,10 @@ class QuietHost(BasicHost):
                 store.set_protocols(peer_id, protocols[:_KEPT])
 
     def forget(self, peer_id: ID) -> None:
-        """Let the next connection of a peer be identified afresh."""
+        """Let the next connection of a peer that is gone be identified afresh, and keep little of it until then."""
         self._identified_peers.pop(peer_id, None)
+        self._known.on_gone(peer_id)
+        self._pings._inbound_streams.pop(peer_id, None)  # noqa: SLF001 - upstream keeps an empty set of each that asked
 
 
 async def ping(pipe: StreamPipe) -> float:

@@ -10,7 +10,6 @@ with a thousand copies; `_handle_new_peer` keeps writing into the dead connectio
 
 import logging
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from loremesh.errors import Fault, InvalidMessage, ProtocolError, Unreachable
 from loremesh.network.locks import EagerLock, KeyedLocks
 from loremesh.network.pace import Allowance, Pace
+from loremesh.network.seen import Seen
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
 from loremesh.network.upstream.reading import BufferedReader
@@ -47,6 +47,7 @@ _LONGEST_BACK_OFF: Final = 3600
 _PACE: Final = 0.005
 _PATIENCE: Final = 1.0
 _SEEN: Final = 64 * KIB
+_SEEN_FOR: Final = 120.0
 _SEQNO_BYTES: Final = 8
 _TOPICS_PER_PEER: Final = 64
 """A story has three. Upstream starts three tasks for each."""
@@ -99,7 +100,7 @@ class ContainedPubsub(Pubsub):
         self._refuse = refuse
         self._is_denied = is_denied
         self._me = PeerId(host.get_id().to_bytes())
-        self._handled = OrderedDict[bytes, None]()
+        self._handled = Seen(_SEEN, _SEEN_FOR)
         self._writing: weakref.WeakKeyDictionary[INetStream, EagerLock] = weakref.WeakKeyDictionary()
         self._registering = KeyedLocks[ID]()
 
@@ -195,10 +196,8 @@ class ContainedPubsub(Pubsub):
         return self._take(message)
 
     def _remember(self, msg: rpc_pb2.Message) -> None:
-        self._mark_msg_seen(msg)
-        self._handled[message_id(msg)] = None
-        while len(self._handled) > _SEEN:
-            self._handled.popitem(last=False)
+        self._mark_msg_seen(msg)  # what the router asks when it is told of messages
+        self._handled.add(message_id(msg), trio.current_time())
 
     def _is_msg_seen(self, msg: rpc_pb2.Message) -> bool:
         return message_id(msg) in self._handled
