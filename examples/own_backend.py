@@ -19,7 +19,6 @@ from loremesh.config import Program, load_settings
 from loremesh.primitives import Millis
 from loremesh.protocol.genesis import Genesis, Parameters, genesis_to_toml
 from loremesh.protocol.identity import peer_id_text
-from loremesh.roles.assembly import Story
 from loremesh.roles.mining import mine
 from loremesh.roles.node import EXECUTOR, Node, run_node
 from loremesh.services.canon import newest_paragraphs
@@ -73,8 +72,10 @@ async def run(directory: Path) -> None:
         {},
     )
 
-    async def write_poems(node: Node, story: Story) -> None:
-        await mine(node.services, story, HaikuBackend())
+    async def write_poems(node: Node, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        assert node.services.story is not None  # noqa: S101 - it was given a genesis
+        await mine(node.services, node.services.story, HaikuBackend())
 
     async with trio.open_nursery() as nursery:
 

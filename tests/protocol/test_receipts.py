@@ -335,7 +335,7 @@ def test_a_hand_in_has_a_voucher_and_the_one_receipt_that_it_ends_with() -> None
     for evidence in (sign_receipt(EXECUTOR, receipt()), partial()):
         handed = HandIn.of(evidence, signed)
         assert decode(HandIn, encode(handed)).evidence == evidence
-    both = replace(handed, receipts=(sign_receipt(EXECUTOR, receipt()),))
+    both = replace(HandIn.of(partial(), signed), receipts=(sign_receipt(EXECUTOR, receipt()),))
     for wrong in (both, HandIn((), (), signed)):
         with pytest.raises(InvalidMessage) as caught:
             _ = wrong.evidence

@@ -68,11 +68,10 @@ class HandIn:
         Raises:
             InvalidMessage: WRONG_SHAPE, there is none, or there are two.
         """
-        match (*self.receipts, *self.partial):
-            case (evidence,):
-                return evidence
-            case _:
-                raise InvalidMessage(Fault.WRONG_SHAPE, "a hand-in has one receipt")
+        evidence: tuple[Evidence, ...] = (*self.receipts, *self.partial)
+        if len(evidence) != 1:
+            raise InvalidMessage(Fault.WRONG_SHAPE, "a hand-in has one receipt")
+        return evidence[0]
 
 
 @schema(version=1, limit=64)
