@@ -1,5 +1,6 @@
 """Every example runs as its first lines say, and ends by itself; every configuration loads."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,8 @@ import trio
 from loremesh.config import Program, Settings, load_executors, load_settings
 from loremesh.protocol.genesis import Genesis, genesis_to_toml
 from loremesh.roles.node import VALIDATOR, Node, run_node
+from loremesh.testing.bad_blocks import BAD_BLOCKS
+from loremesh.testing.bad_messages import BAD_MESSAGES
 from loremesh.testing.builders import ANN, BOB, block_on, parent_of, small_genesis
 
 PATIENCE = 90
@@ -56,8 +59,10 @@ async def test_a_backend_of_ones_own_writes(example: Example) -> None:
 
 async def test_a_malicious_miner_is_refused_in_everything(example: Example) -> None:
     said = await example("malicious_miner.py")
-    last = said.splitlines()[-1]
-    assert last.startswith("110 lies refused, 11 names shut out")
+    last = re.fullmatch(r"(\d+) lies refused, (\d+) names shut out; the node goes on", said.splitlines()[-1])
+    assert last is not None, said
+    assert int(last[1]) >= len(BAD_BLOCKS) + len(BAD_MESSAGES)
+    assert int(last[2]) > 0
     assert "came back" not in said
 
 
