@@ -116,7 +116,7 @@ async def test_whichever_node_of_the_demo_is_killed_the_demo_comes_to_its_end_wi
         tracker = names[line["producer"]]
         if len(gone) == 1 and line["height"] >= 5:
             gone.append(killed(demo, tracker))
-        elif len(gone) == 2 and line["height"] >= 7 and tracker not in gone:
+        elif len(gone) == 2 and line["height"] >= 7:
             miners = {"executor-1", "executor-2", "executor-3"}
             gone.append(killed(demo, min(miners - {tracker, *gone})))
 
@@ -130,5 +130,9 @@ async def test_whichever_node_of_the_demo_is_killed_the_demo_comes_to_its_end_wi
     lives = [event["node"] for event in events if event["event"] == "ready"]
     assert sorted(lives) == sorted([*names.values(), *gone])
     assert [block["height"] for block in canon["blocks"]] == list(range(1, canon["height"] + 1))
-    last_told = {event["node"]: event["hash"] for event in events if event["event"] == "head"}
-    assert set(last_told.values()) <= {block["hash"] for block in canon["blocks"]}
+    told = {
+        name: {event["hash"] for event in events if event["event"] == "head" and event["node"] == name}
+        for name in lives
+    }
+    agreed = [block["height"] for block in canon["blocks"] if all(block["hash"] in heads for heads in told.values())]
+    assert max(agreed) >= 9  # what a miner told of in its very last moment may be its own alone
