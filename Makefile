@@ -31,7 +31,11 @@ demo: $(READY)
 		$(if $(filter-out 0,$(JSON)),--json)
 
 test: $(READY)
+ifeq ($(ARGS),)
+	@$(BIN)/python scripts/test.py
+else
 	@$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)
+endif
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,34 @@
+"""Runs every test, in two processes side by side: most tests wait for nodes most of the time.
+
+Usage: python scripts/test.py
+"""
+
+import subprocess
+import sys
+import tempfile
+from typing import Final
+
+_HALF: Final = "backends cli config content crash docs doctor e2e examples house protocol".split()
+"""About half of the time; whatever is not named here is in the other half."""
+
+
+def main() -> int:
+    """Run both halves; what the second one says follows what the first one says."""
+    pytest = [sys.executable, "-m", "pytest", "--ignore=tests/bench"]
+    others = [f"--ignore=tests/{name}" for name in _HALF]
+    with tempfile.TemporaryFile() as said:
+        second = subprocess.Popen([*pytest, *others], stdout=said, stderr=subprocess.STDOUT)
+        try:
+            first = subprocess.run([*pytest, *(f"tests/{name}" for name in _HALF)], check=False)
+            second.wait()
+        except KeyboardInterrupt:  # both have heard it
+            second.wait()
+            return 130
+        said.seek(0)
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.flush()
+    return 1 if first.returncode or second.returncode else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
