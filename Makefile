@@ -32,7 +32,7 @@ demo: $(READY)
 
 test: $(READY)
 ifeq ($(ARGS),)
-	@$(BIN)/python scripts/test.py
+	@$(BIN)/python tests/run.py
 else
 	@$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)
 endif

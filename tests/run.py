@@ -1,6 +1,6 @@
 """Runs every test, in two processes side by side: most tests wait for nodes most of the time.
 
-Usage: python scripts/test.py
+Usage: python tests/run.py
 """
 
 import subprocess
@@ -8,7 +8,19 @@ import sys
 import tempfile
 from typing import Final
 
-_HALF: Final = "backends cli config content crash docs doctor e2e examples house protocol".split()
+_HALF: Final = [
+    "backends",
+    "cli",
+    "config",
+    "content",
+    "crash",
+    "docs",
+    "doctor",
+    "e2e",
+    "examples",
+    "house",
+    "protocol",
+]
 """About half of the time; whatever is not named here is in the other half."""
 
 
