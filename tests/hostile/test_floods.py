@@ -24,9 +24,8 @@ from loremesh.testing.node_processes import NodeProcess, StartNode
 
 FLOODER = Path(__file__).parent / "flooder.py"
 MOST_GROWTH = 64 * MIB
-SHARES = (50, 95, 99)
-NOISE = 0.05
-"""Seconds that half of all calls may take on a shared machine whatever the node does: below, a ratio says little."""
+NOISE = {50: 0.05, 95: 0.1, 99: 0.25}
+"""Seconds that calls may take on a shared machine whatever the node does, by percentile: below, ratios say little."""
 NEWCOMERS = 20
 PATIENCE = 60
 
@@ -62,7 +61,7 @@ async def test_a_flood_costs_bounded_memory_and_honest_peers_are_served(
     address, count = await victim.wait_address(), SIZES[kind][full]
     await flood(watch, FLOODER, kind, address, str(count), str(genesis), look_again=30.0 * full)
     quiet, flooded = [call.took for call in watch.quiet], [call.took for call in watch.flooded]
-    shares = [(share, percentile(flooded, share), percentile(quiet, share)) for share in SHARES]
+    shares = [(share, percentile(flooded, share), percentile(quiet, share)) for share in NOISE]
     figures = "; ".join(f"p{share} {with_ * 1e3:.1f} ms, {with_ / without:.1f} x" for share, with_, without in shares)
     sys.stdout.write(
         f"\n{kind} x {count}: memory {watch.base / MIB:.0f} MB +{(watch.peak - watch.base) / MIB:.1f} at most, "
@@ -70,10 +69,8 @@ async def test_a_flood_costs_bounded_memory_and_honest_peers_are_served(
     )
     assert watch.peak <= watch.base + MOST_GROWTH
     assert watch.left <= 1.2 * watch.base
-    # Every call was answered within its deadline. The slowest of them wait for the machine as often as for the node, so
-    # the bench is what holds them to a ratio.
-    _, usual, quiet_usual = shares[0]
-    assert usual <= max(2 * quiet_usual, NOISE), figures
+    for share, with_, without in shares:
+        assert with_ <= max(2 * without, NOISE[share]), figures
     assert "Traceback" not in victim.log()
     assert victim.process.returncode is None
 
