@@ -74,6 +74,8 @@ def test_the_nodes_of_the_demo_meet_change_their_state_and_hear_how_the_story_go
         changes = [state for name, state in states if name == winner]
         assert "tracker" in changes
         assert "peer" in changes[changes.index("tracker") :], f"{winner} stayed the tracker"
+    told_of = {event["hash"] for event in events if event["event"] == "head"}
+    assert {block["hash"] for block in canon["blocks"]} <= told_of
     heard = {event["hash"] for event in events if event["event"] == "head" and event["node"] == "validator"}
     # Two blocks that come together are one change of head, and the last may come when nobody listens any more.
     assert {block["hash"] for block in canon["blocks"][-3:]} & heard
