@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p.peer.id import ID
 
 from loremesh.errors import Fault, InvalidMessage, Unreachable
 from loremesh.network.behaviour import Behaviour
@@ -48,10 +49,14 @@ async def share_topic(js: Any, *nodes: Behaviour) -> None:
         await node.subscribe(TOPIC, only_good)
     await js.do("subscribe", topic=TOPIC)
 
-    async def is_known() -> bool:
-        return peer_id_text(nodes[0].peer_id) in await js.do("subscribers", topic=TOPIC)
+    js_id = ID(peer_id_from_text(js.peer_id))
 
-    await until(is_known)
+    async def is_shared() -> bool:
+        # Either tells the other on a stream of its own: what it publishes before it has one reaches nobody.
+        told = {peer_id_text(node.peer_id) for node in nodes} <= set(await js.do("subscribers", topic=TOPIC))
+        return told and all(js_id in node._pubsub.peer_topics.get(TOPIC, ()) for node in nodes)
+
+    await until(is_shared)
 
 
 async def hear(node: Behaviour, data: bytes) -> GossipReceived:
