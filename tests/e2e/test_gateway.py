@@ -45,7 +45,7 @@ async def fake(nursery: trio.Nursery) -> FakeOpenAI:
 @pytest.fixture
 async def executor(start: StartNode, fake: FakeOpenAI, tmp_path: Path) -> NodeProcess:
     file = tmp_path / "executor.toml"
-    backend = f'kind = "openai"\nbase_url = "{fake.base_url}"\nmodels = ["small"]\nconcurrency = 100\n'
+    backend = f'kind = "openai"\nbase_url = "{fake.base_url}"\nmodels = ["small"]\nconcurrency = 100\nprice = 250\n'
     file.write_text(f"mine = false\n[[backend]]\n{backend}")
     node = await start("ann", "--config", str(file))
     await node.wait_address()
@@ -216,6 +216,25 @@ async def test_a_gateway_says_what_is_wrong_and_how_it_ends(
             usual = ["--listen", "127.0.0.1:0", "--bootstrap-nodes", address, "--data-dir", str(tmp_path / "d")]
             ended = await run_program("loremesh", "gateway", *usual, *arguments)
             assert (ended.code, said in ended.err) == (code, True), (arguments, ended.err)
+
+
+async def test_a_gateway_agrees_to_no_more_than_it_was_told_and_waits_no_longer(
+    start_gateway: StartGateway, fake: FakeOpenAI
+) -> None:
+    _, url = await start_gateway("--max-price", "249")
+    async with sdk(url) as client:
+        assert (await client.models.list()).data == []
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.chat.completions.create(model="small", messages=ASK)
+    assert (refused.value.status_code, refused.value.code) == (503, "too_expensive")
+    assert fake.calls == []
+    fake.otherwise = Behaviour.HANG
+    _, url = await start_gateway("--max-price", "250", "--timeout", "1")
+    async with sdk(url) as client:
+        assert [model.id for model in (await client.models.list()).data] == ["small"]
+        with pytest.raises(openai.InternalServerError) as late:
+            await client.chat.completions.create(model="small", messages=ASK)
+    assert (late.value.status_code, late.value.code) == (504, "deadline_passed")
 
 
 async def test_with_a_key_it_may_listen_anywhere_and_a_key_on_the_command_line_is_warned_about(

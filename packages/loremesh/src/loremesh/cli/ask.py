@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from loremesh.cli.options import CLIENT_FLAGS, Flags, client_settings, with_flags
+from loremesh.cli.options import CLIENT_FLAGS, Discovery, Flags, MaxPrice, Timeout, client_settings, with_flags
 
 if TYPE_CHECKING:
     from loremesh.config import Settings
@@ -38,15 +38,9 @@ def ask(  # noqa: PLR0917 - each is a flag, and typer passes them by name
     top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="0 to 1; likewise.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same answer again, if it can.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends there. Repeatable.")] = None,
-    max_price: Annotated[
-        int | None, typer.Option("--max-price", metavar="GWEI", help="Most to agree to, for 1,000 tokens.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=1, max=600, help="For the whole answer.")
-    ] = 120.0,
-    discovery: Annotated[
-        float, typer.Option("--discovery", metavar="SECONDS", min=0, max=600, help="To look for an executor.")
-    ] = 10.0,
+    max_price: MaxPrice = None,
+    timeout: Timeout = 120.0,
+    discovery: Discovery = 10.0,
 ) -> None:
     """Ask a model that somebody on the mesh serves; the answer alone goes to stdout.
 
@@ -67,7 +61,7 @@ def ask(  # noqa: PLR0917 - each is a flag, and typer passes them by name
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
-        max_price=MAX_PRICE if max_price is None else max_price,
+        max_price=MAX_PRICE if max_price is None else min(max_price, MAX_PRICE),
         deadline=timeout,
     )
     shows_pieces = stream and not settings.json_output

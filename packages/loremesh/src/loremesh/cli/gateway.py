@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from loremesh.cli.options import CLIENT_FLAGS, Flags, client_settings, with_flags
+from loremesh.cli.options import CLIENT_FLAGS, Discovery, Flags, MaxPrice, Timeout, client_settings, with_flags
 from loremesh.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _MAX_KEY: Final = 4096
 
 
 @with_flags(*CLIENT_FLAGS, "drain")
-def gateway(
+def gateway(  # noqa: PLR0917 - each is a flag, and typer passes them by name
     flags: Flags,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Serve here; port 0 takes a free one.")
@@ -33,6 +33,9 @@ def gateway(
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", metavar="NAME", help="The key is in this variable.")
     ] = _KEY_VARIABLE,
+    max_price: MaxPrice = None,
+    timeout: Timeout = 600.0,
+    discovery: Discovery = 10.0,
 ) -> None:
     """Serve OpenAI's API in front of the mesh until told to stop; executors can read what is asked.
 
@@ -48,13 +51,14 @@ def gateway(
     import trio
 
     from loremesh import logs
+    from loremesh.protocol.llm import MAX_PRICE
 
     if api_key is not None:
         logs.get_logger(__name__).warning(
             "everybody on this machine can read the command line, and with it the API key: prefer --api-key-file"
         )
     try:
-        from loremesh.roles.gateway import run
+        from loremesh.roles.gateway import Terms, run
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         raise UsageError(f"gateway needs {missing}: pip install 'loremesh[http]'") from error
@@ -62,7 +66,8 @@ def gateway(
     def tell_ready(url: str) -> None:
         _tell_ready(settings, url)
 
-    trio.run(run, settings, address, key, tell_ready)
+    most = MAX_PRICE if max_price is None else min(max_price, MAX_PRICE)
+    trio.run(run, settings, address, key, Terms(most, timeout, discovery), tell_ready)
 
 
 def _tell_ready(settings: "Settings", url: str) -> None:

@@ -44,6 +44,15 @@ Version = Annotated[
     bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
 ]
 
+MaxPrice = Annotated[
+    int | None, typer.Option("--max-price", metavar="GWEI", min=0, help="Most to agree to, for 1,000 tokens.")
+]
+Discovery = Annotated[
+    float, typer.Option("--discovery", metavar="SECONDS", min=0, max=600, help="To look for an executor.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=1, max=600, help="For the whole answer.")]
+
+
 DESCRIPTIONS: Final[dict[str, Any]] = {
     "listen_address": _many(
         "--listen-address",

@@ -15,6 +15,7 @@ from loremesh.network.events import PeerDisconnected
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.llm import MAX_PRICE
 from loremesh.roles.joining import Lookout
 from loremesh.roles.networking import running_network, wall_clock
 from loremesh.roles.node import identity_of
@@ -68,15 +69,20 @@ class Mesh:
         """Say whom we asked for executors, and what came of it: a line each."""
         return self._discovery.tried
 
-    async def models(self) -> tuple[ServedModel, ...]:
-        """Give what is served now, by name; only what executors have said of themselves in the last 90 s."""
+    async def models(self, max_price: int = MAX_PRICE) -> tuple[ServedModel, ...]:
+        """Give what is served now, by name; only what executors have said of themselves in the last 90 s.
+
+        Args:
+            max_price: Gwei per 1,000 tokens: offers that cost more are left out.
+        """
         found, began = self._discovery, trio.current_time()
         if found.looked is None or not found.fresh():
             await found.look()
             while not found.fresh() and trio.current_time() < began + SURE:
                 await trio.sleep(_LOOK_AGAIN)
                 await found.look()
-        offers = [(offer, card.peer_id) for card in found.fresh() for offer in card.models if card.slots]
+        cards = [card for card in found.fresh() if card.slots]
+        offers = [(offer, card.peer_id) for card in cards for offer in card.models if offer.price <= max_price]
         return tuple(
             ServedModel(
                 name,
