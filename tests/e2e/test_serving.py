@@ -31,7 +31,7 @@ async def connected(address: str, identity: Identity = ANN) -> AsyncIterator[Beh
     """Run a client's network, connected to one node."""
     with trio.fail_after(PATIENCE):
         async with running_network(identity, NetworkSettings(listen_addresses=())) as network:
-            await network.connect(address)
+            await network.connect(address, PATIENCE)
             yield network
 
 
@@ -39,7 +39,7 @@ async def connected(address: str, identity: Identity = ANN) -> AsyncIterator[Beh
 async def calling(network: Behaviour, executor: NodeProcess, identity: Identity = ANN) -> AsyncIterator[Caller]:
     ready = await executor.wait("ready")
     peer = peer_id_from_text(ready["peer_id"])
-    async with network.open(peer, LLM_PROTOCOL) as stream:
+    async with network.open(peer, LLM_PROTOCOL, PATIENCE) as stream:
         yield Caller(identity, peer, stream, wall_clock)
 
 
@@ -77,7 +77,7 @@ async def test_an_anchor_knows_what_an_executor_serves_and_not_for_long_what_a_d
 
         async def known() -> list[Hash | bytes]:
             asked = seal(ANN, MessageType.CARDS_REQUEST, CardsRequest("builtin"), wall_clock(), validator)
-            answer = await network.call(validator, CARD_PROTOCOL, asked, 10)
+            answer = await network.call(validator, CARD_PROTOCOL, asked, PATIENCE)
             cards = expect(answer, validator, MessageType.CARDS, Cards).cards
             return [check_capability_card(signed, wall_clock()).peer_id for signed in cards]
 

@@ -6,7 +6,7 @@ import trio
 from loremesh.errors import ServiceError
 from loremesh.network.events import PeerConnected
 from loremesh.network.settings import NetworkSettings
-from loremesh.testing.loopback import make_node, wait_event
+from loremesh.testing.loopback import PATIENCE, make_node, wait_event
 
 SMALL = NetworkSettings(max_connections=8)
 
@@ -17,13 +17,13 @@ async def test_strangers_take_seven_of_eight_places_and_the_last_is_for_whom_we_
     for one in (node, honest, *strangers):
         await nursery.start(one.run)
     for stranger in strangers[:7]:
-        await stranger.connect(node.addresses()[0])
+        await stranger.connect(node.addresses()[0], PATIENCE)
         await wait_event(node, PeerConnected)
     for stranger in strangers[7:]:
         with pytest.raises(ServiceError):
-            await stranger.connect(node.addresses()[0])
+            await stranger.connect(node.addresses()[0], PATIENCE)
     assert len(node.connected()) == 7
-    assert await node.connect(honest.addresses()[0]) == honest.peer_id
+    assert await node.connect(honest.addresses()[0], PATIENCE) == honest.peer_id
     assert (await wait_event(node, PeerConnected)).peer_id == honest.peer_id
 
 

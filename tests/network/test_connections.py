@@ -106,12 +106,12 @@ async def test_a_peer_that_comes_back_is_usable_although_its_old_connection_neve
     await nursery.start(wire.run)
     before = await start_node(secret=secret)
     await prepare(hub, before)
-    await before.connect(wire.address)
+    await before.connect(wire.address, PATIENCE)
     await is_usable(before, hub)
     wire.cut()
     after = await start_node(secret=secret)
     await prepare(after)
-    await after.connect(hub.addresses()[0])
+    await after.connect(hub.addresses()[0], PATIENCE)
     await is_usable(after, hub)
     with trio.fail_after(PATIENCE):
         while len(hub._swarm.get_connections()) > 1:  # noqa: ASYNC110 - upstream's table has no event
@@ -124,7 +124,7 @@ async def test_a_dead_connection_is_dialled_again(start_node: StartNode, nursery
     wire = Wire(hub)
     await nursery.start(wire.run)
     await prepare(hub, node)
-    await node.connect(wire.address)
+    await node.connect(wire.address, PATIENCE)
     await is_usable(node, hub)
     wire.cut()
     await node.connect(hub.addresses()[0], PATIENCE)
@@ -277,7 +277,8 @@ async def test_twenty_nodes_that_start_at_once_all_get_in(start_node: StartNode)
     async with trio.open_nursery() as nursery:
         for node in nodes:
             nursery.start_soon(partial(node.connect, hub.addresses()[0], timeout=PATIENCE))
-    assert len(hub.connected()) == 20
+    met = {(await wait_event(hub, PeerConnected)).peer_id for _ in nodes}
+    assert met == {node.peer_id for node in nodes}
 
 
 async def test_a_peer_may_hold_so_many_streams_open(start_node: StartNode) -> None:

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from loremesh.network.behaviour import Behaviour
+from loremesh.network.events import PeerConnected
 from loremesh.network.frames import Stream
 from loremesh.network.upstream.gate import OnceSignedNoise
-from loremesh.testing.loopback import PATIENCE
+from loremesh.testing.loopback import PATIENCE, wait_event
 
 from libp2p import new_host  # isort: skip
 from libp2p.crypto.ed25519 import create_new_key_pair as new_ed25519_key_pair  # isort: skip
@@ -137,6 +138,7 @@ async def test_a_connection_is_secured_with_noise(start_node: StartNode) -> None
     node, other = await start_node(), await start_node()
     await node.connect(other.addresses()[0], PATIENCE)
     for end in (node, other):
+        await wait_event(end, PeerConnected)
         (connection,) = end._swarm.get_connections()
         assert vars(connection)["_negotiated_security_protocol"] == "/noise"
 

@@ -73,7 +73,7 @@ async def main(attack):
             if attack == "validator":
                 pubsub.set_topic_validator("t", validator, False)
                 await stream.write(frame(signed(attacker_keys)))
-            await trio.sleep(3)
+            await trio.sleep(30)
             print(json.dumps(["survived"]), flush=True)
             os._exit(0)
 

@@ -79,13 +79,13 @@ async def test_a_node_gives_the_slots_of_closed_connections_back(start_node: Sta
 
 async def test_dialling_does_not_wait_for_anything_but_the_other_side(start_node: StartNode) -> None:
     node = await start_node()
-    quickest = PATIENCE
-    for _ in range(5):
-        other = await start_node()
-        started = time.perf_counter()
-        await node.connect(other.addresses()[0], PATIENCE)
-        quickest = min(quickest, time.perf_counter() - started)
-    assert quickest < 0.2
+    took = PATIENCE
+    with trio.fail_after(PATIENCE):
+        while took >= 0.2:  # a machine that others keep busy may take as long; a dial that waits never takes less
+            other = await start_node()
+            started = time.perf_counter()
+            await node.connect(other.addresses()[0], PATIENCE)
+            took = time.perf_counter() - started
 
 
 async def test_canary_stock_connect_still_waits_a_quarter_of_a_second(
@@ -144,7 +144,7 @@ async def test_canary_the_stock_auto_connector_still_dials_unasked(start_node: S
     place = Multiaddr(known.addresses()[0].partition("/p2p/")[0])
     host.get_peerstore().add_addrs(ID(known.peer_id), [place], 600)
     async with host.run(listen_addrs=[]):
-        with trio.move_on_after(15) as too_late:
+        with trio.move_on_after(PATIENCE) as too_late:
             await wait_event(known, PeerConnected)
         await host.close()
     assert not too_late.cancelled_caught, "upstream dials nobody with zero watermarks now: StillConnector can go"

@@ -85,10 +85,10 @@ async def test_what_a_stranger_does_wrong_is_counted(
         assert not [name for name, _ in before if name == "loremesh_rejected_total"]
         stranger = make_node()
         await nursery.start(stranger.run)
-        peer = await stranger.connect(ready["addresses"][0])
+        peer = await stranger.connect(ready["addresses"][0], PATIENCE)
         for _ in range(2):
             with pytest.raises(Unreachable):  # it hangs up on us
-                await stranger.call(peer, SYNC_PROTOCOL, b"no message at all", 30)
+                await stranger.call(peer, SYNC_PROTOCOL, b"no message at all", PATIENCE)
         rejected = await node.wait("rejected", lambda _: len(node.told("rejected")) > 1)
         after = samples((await ask(ready["http"], "/metrics")).body)
         labels = frozenset({("what", rejected["what"]), ("fault", rejected["fault"])})
@@ -121,8 +121,8 @@ async def test_clients_that_dawdle_stop_neither_the_node_nor_its_end(
         first, *_ = await dawdle(100)
         stranger = make_node()
         await nursery.start(stranger.run)
-        peer = await stranger.connect(ready["addresses"][0])
-        assert await stranger.ping(peer) < PATIENCE
+        peer = await stranger.connect(ready["addresses"][0], PATIENCE)
+        assert await stranger.ping(peer, PATIENCE) < PATIENCE
         with trio.fail_after(PATIENCE):
             assert await first.receive_some() == b""  # cut off
         assert (await first_answer(ask, ready["http"], "/healthz")).status == 200
