@@ -95,11 +95,11 @@ async def is_second_message_heard(new: NewYamux) -> bool:
         return False
 
 
-async def test_a_cancelled_write_leaves_the_connection_whole() -> None:
+async def test_a_cancelled_write_leaves_the_connection_whole(autojump_clock: object) -> None:
     assert await is_second_message_heard(ours)
 
 
-async def test_canary_a_cancelled_write_still_breaks_a_stock_connection() -> None:
+async def test_canary_a_cancelled_write_still_breaks_a_stock_connection(autojump_clock: object) -> None:
     assert not await is_second_message_heard(stock), "upstream's writes are whole now: BoundedYamux._write_frame can go"
 
 
@@ -120,7 +120,7 @@ async def flood(new: NewYamux) -> int:
         return sum(map(len, far.stream_buffers.values()))
 
 
-async def test_what_nobody_reads_is_held_only_so_long() -> None:
+async def test_what_nobody_reads_is_held_only_so_long(autojump_clock: object) -> None:
     assert await flood(ours) == 0
 
 
@@ -160,11 +160,11 @@ async def test_what_nobody_reads_is_bounded_for_all_connections_together() -> No
         assert sum(one.unread for one in everybody if not one.event_closed.is_set()) <= 16 * MIB
 
 
-async def test_canary_stock_yamux_still_holds_whatever_is_sent() -> None:
+async def test_canary_stock_yamux_still_holds_whatever_is_sent(autojump_clock: object) -> None:
     assert await flood(stock) > 16 * MIB, "upstream enforces its window now: BoundedYamux._read_data_body can go"
 
 
-async def test_a_silent_end_gives_no_sign_of_life_and_a_live_one_does() -> None:
+async def test_a_silent_end_gives_no_sign_of_life_and_a_live_one_does(autojump_clock: object) -> None:
     async with muxed(ours) as (near, far, _):
         assert isinstance(near, BoundedYamux)
         assert await near.is_answering(PATIENCE)
@@ -184,7 +184,7 @@ async def test_a_muxer_that_is_cancelled_closes_its_connection() -> None:
             pass
 
 
-async def test_canary_a_cancelled_stock_muxer_still_leaves_its_connection_open() -> None:
+async def test_canary_a_cancelled_stock_muxer_still_leaves_its_connection_open(autojump_clock: object) -> None:
     near, far = trio.testing.memory_stream_pair()
     muxer = stock(Session(near, is_initiator=True))
     async with trio.open_nursery() as nursery:
