@@ -1,8 +1,10 @@
 """Options of every test run."""
 
 import sys
+from collections.abc import Callable
 from typing import Final
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -31,3 +33,14 @@ def pytest_collection_finish() -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Tell whether the long versions were asked for."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def processor_time() -> Callable[[int], float]:
+    """Give what tells the seconds of processor that a process has used: no load of others counts."""
+
+    def of_process(pid: int) -> float:
+        used = psutil.Process(pid).cpu_times()
+        return float(used.user + used.system)
+
+    return of_process

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import apsw
-import psutil
 import pytest
 import trio
 
@@ -19,6 +19,7 @@ from loremesh.storage.migrations import MIGRATIONS
 from loremesh.storage.store import DATABASE_NAME
 from loremesh.testing.node_processes import running, write_story
 
+ProcessorTime = Callable[[int], float]
 MACHINE: Final = 6
 NAMESPACE: Final = ("unshare", "--mount", "--map-root-user", "sh", "-c")
 
@@ -177,7 +178,7 @@ async def test_a_low_limit_of_descriptors_is_raised_as_far_as_a_node_needs(data:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process")
 async def test_a_node_that_runs_out_of_descriptors_neither_ends_nor_spins_and_serves_again(
-    data: Path, story: str
+    data: Path, story: str, processor_time: ProcessorTime
 ) -> None:
     async with running("loremesh-executor", "--data-dir", str(data), "--genesis", story) as node:
         address = (await node.wait("ready"))["addresses"][0]
@@ -204,9 +205,3 @@ async def test_a_node_that_runs_out_of_descriptors_neither_ends_nor_spins_and_se
             await other.wait("head", lambda head: bool(head["height"] >= height))
         assert (await node.stop())[0] == 0
         assert "Traceback" not in node.log()
-
-
-def processor_time(pid: int) -> float:
-    """Give the seconds of processor that a process has used."""
-    used = psutil.Process(pid).cpu_times()
-    return float(used.user + used.system)
