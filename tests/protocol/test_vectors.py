@@ -45,6 +45,7 @@ from loremesh.protocol.llm import (
     LlmRequest,
     SignedRequest,
     Transcript,
+    answer_limit,
     check_request,
     progress_digest,
     prompt_digest,
@@ -403,6 +404,11 @@ def test_llm_serving(case: Case) -> None:
 @each("llm", "tokens")
 def test_llm_tokens(case: Case) -> None:
     assert load_counter()(case["unit"] * case["times"]) == case["tokens"]
+
+
+@each("llm", "answer limit")
+def test_llm_answer_limit(case: Case) -> None:
+    assert answer_limit(case["max_tokens"]) == case["bytes"]
 
 
 @each("llm", "amount")

@@ -29,6 +29,7 @@ from loremesh.protocol.llm import (
     Busy,
     Delta,
     LlmError,
+    answer_limit,
 )
 from loremesh.protocol.receipts import (
     CUT,
@@ -141,12 +142,24 @@ async def test_an_answer_without_end_ends_at_the_limit_and_what_was_delivered_is
     scene.chat.fails_when_cancelled = fails_when_cancelled
     scene.server(answer_limit=SMALL)
     async with scene.call() as caller:
-        request = caller.request()
+        request = caller.request(max_tokens=2**20)
         transcript, final = await caller.answer(request)
     assert isinstance(final, LlmFinal)
     assert final.receipt.finish == LENGTH
     assert SMALL - 5 < len(transcript.text) <= SMALL
     check_receipt(SignedReceipt(final.receipt, final.signature), request, transcript.text, count_words)
+    assert scene.chat.aborted == 1
+
+
+async def test_a_backend_that_goes_on_beyond_what_was_asked_for_is_ended_where_its_client_would_stop_reading(
+    scene: Scene,
+) -> None:
+    scene.chat = ScriptedChat.playing(endless("word "))  # type: ignore[arg-type]  # any iterable of steps will do
+    async with scene.call() as caller:
+        request = caller.request(max_tokens=7)
+        transcript, final = await caller.answer(request)
+    assert isinstance(final, LlmFinal)
+    assert (final.receipt.finish, len(transcript.text)) == (LENGTH, answer_limit(7))
     assert scene.chat.aborted == 1
 
 
@@ -156,7 +169,7 @@ async def test_a_call_takes_no_more_memory_than_twice_the_limit_of_its_answer(sc
     async def peak(limit: int) -> int:
         scene.server(answer_limit=limit)
         async with scene.call(session=Hash(limit.to_bytes(32, "little"))) as caller:
-            await caller.ask()
+            await caller.ask(caller.request(max_tokens=2**20))
             await caller.expect(Accepted)
             tracemalloc.start()
             while isinstance(await caller.reply(), Delta):
@@ -219,7 +232,7 @@ async def test_a_client_whose_connection_is_cut_has_left(scene: Scene) -> None:
 async def test_a_client_that_does_not_read_is_cut_off(scene: Scene) -> None:
     scene.chat = ScriptedChat.playing(("x" * 16 * KIB,) * 30)
     async with scene.call() as caller:
-        await caller.ask(caller.request(expires=Millis(scene.clock() + 600_000)))
+        await caller.ask(caller.request(expires=Millis(scene.clock() + 600_000), max_tokens=2**20))
         started = trio.current_time()
         await scene.wait_ended()
         assert trio.current_time() - started < 15

@@ -32,6 +32,8 @@ MAX_CONTENT_BYTES: Final = 512 * KIB
 MAX_ANSWER_BYTES: Final = 512 * KIB
 """Of UTF-8, one answer."""
 MAX_DELTA_BYTES: Final = 64 * KIB
+LONGEST_TOKEN: Final = 128
+"""Bytes of UTF-8: of a token that vocabularies have for blanks."""
 MAX_TOKENS: Final = 2**20
 MAX_PRICE: Final = 10**12
 """Gwei per 1,000 tokens: so that no amount leaves 64 bits."""
@@ -293,6 +295,14 @@ def _check_json_object(text: str) -> None:
 # ---- The answer as it streams ---------------------------------------------------------------------------------------
 
 
+def answer_limit(max_tokens: int) -> int:
+    """Tell how many bytes of UTF-8 an answer of so many tokens may have, whatever its model's vocabulary is.
+
+    Nobody reads on beyond that, or pays. An executor whose backend does not keep to `max_tokens` ends the answer there.
+    """
+    return min(max_tokens * LONGEST_TOKEN + KIB, MAX_ANSWER_BYTES)
+
+
 class Transcript:
     """The answer so far, on either side: `add` what a backend gives, or `accept` what an executor sends."""
 
@@ -312,6 +322,11 @@ class Transcript:
         self.progress = Progress(request, 0, 0, Hash(self._hash.digest()), price)
         self.signature: Signature | None = None
         """The executor's, of `progress`; None before the first piece."""
+
+    @property
+    def room(self) -> int:
+        """Bytes of UTF-8 that may still come."""
+        return self._limit - self.progress.size
 
     @property
     def text(self) -> str:
@@ -358,7 +373,7 @@ class Transcript:
         if not data:
             raise InvalidMessage(Fault.OUT_OF_RANGE, "an empty piece")
         before = self.progress
-        if before.size + len(data) > self._limit:
+        if len(data) > self.room:
             raise InvalidMessage(Fault.TOO_LARGE, f"an answer of more than {self._limit} bytes")
         hasher = self._hash.copy()
         hasher.update(data)

@@ -13,13 +13,13 @@ from loremesh.primitives import KIB
 from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity
 from loremesh.protocol.llm import (
-    MAX_ANSWER_BYTES,
     Accepted,
     Busy,
     Delta,
     LlmError,
     SignedRequest,
     Transcript,
+    answer_limit,
     kind_of,
 )
 from loremesh.protocol.receipts import LlmFinal
@@ -32,8 +32,6 @@ ACCEPT: Final = 10.0
 SILENCE: Final = 30.0
 """Seconds without a piece of the answer after which it is given up."""
 _SEND: Final = 10.0
-_LONGEST_TOKEN: Final = 128
-"""Bytes of UTF-8: of a token that vocabularies have for blanks."""
 _MOST_BYTES: Final = 67 * KIB
 
 
@@ -117,9 +115,7 @@ class Attempt:
             raise InvalidMessage(Fault.NOT_AS_ASKED, "another request is accepted")
         if accepted.price > self.request.max_price:
             raise InvalidMessage(Fault.NOT_AS_ASKED, f"the price is {accepted.price}, above {self.request.max_price}")
-        # Whatever its tokens are: who goes on far beyond what was asked for is not read to the end, nor paid for it.
-        limit = min(self.request.max_tokens * _LONGEST_TOKEN + KIB, MAX_ANSWER_BYTES)
-        return Transcript(self.request.id, accepted.price, limit)
+        return Transcript(self.request.id, accepted.price, answer_limit(self.request.max_tokens))
 
     async def _next(self, seconds: float) -> tuple[MessageType, bytes]:
         frame = await self.lane.stream.receive(seconds, _MOST_BYTES)

@@ -45,6 +45,7 @@ from loremesh.protocol.llm import (
     LlmRequest,
     SignedRequest,
     Transcript,
+    answer_limit,
     check_request,
     sign_serving,
 )
@@ -313,7 +314,7 @@ class LlmServer:
     async def _answer(self, line: AttendedStream, lane: Lane, call: TakenCall, spending: "_Spending") -> None:
         request, price = call.request, call.offered.offer.price
         await self._send(line, MessageType.LLM_ACCEPTED, Accepted(request.id, price))
-        transcript = Transcript(request.id, price, self._answer_limit)
+        transcript = Transcript(request.id, price, min(self._answer_limit, answer_limit(request.max_tokens)))
         try:
             try:
                 with line.watching():
@@ -349,7 +350,7 @@ class LlmServer:
 
             async def deliver(text: str) -> None:
                 silence.deadline = math.inf
-                fits = text.encode()[: self._answer_limit - transcript.progress.size].decode(errors="ignore")
+                fits = text.encode()[: transcript.room].decode(errors="ignore")
                 for piece in in_pieces(fits):
                     try:
                         await self._send(line, MessageType.LLM_DELTA, transcript.add(self._identity, piece))

@@ -8,6 +8,7 @@ the output so far, the `digest` that the executor with the `key` signs, and the 
 `prompt`: `messages` (role, content) and the SHA-256 of their canonical encoding.
 `serving`: an `answer`, folded to `words`; `hex` is the signed statement of the executor with the `key`, null for none.
 `tokens`: how many tokens of o200k_base are in `text`, which is `unit` repeated `times`.
+`answer limit`: most `bytes` of an answer to a request with so many `max_tokens`.
 `amount`: what `tokens` cost at `price`.
 `card`: `hex` is a signed card; `digest` is what its executor signs, and `fault` is null where it is fresh at `now`.
 """
@@ -33,6 +34,7 @@ from loremesh.protocol.llm import (
     LlmRequest,
     SignedRequest,
     Transcript,
+    answer_limit,
     check_request,
     progress_digest,
     prompt_digest,
@@ -129,6 +131,7 @@ def cases() -> list[Case]:
         *(_prompt(name, messages) for name, messages in (("two messages", ASKED), ("a continuation", _BEGUN))),
         *_servings(),
         *(_tokens(name, unit, times) for name, unit, times in _TOKENS),
+        *_answer_limits(),
         *_amounts(),
         *(_card(name, sign_capability_card(EXECUTOR, card), now) for name, card, now in _CARDS),
     ]
@@ -198,6 +201,20 @@ def _servings() -> list[Case]:
 
 def _tokens(name: str, unit: str, times: int) -> Case:
     return {"rule": "tokens", "name": name, "unit": unit, "times": times, "tokens": load_counter()(unit * times)}
+
+
+def _answer_limits() -> list[Case]:
+    told = (
+        ("one token", 1),
+        ("the usual", 1024),
+        ("the last that counts", 4087),
+        ("the most there is", 4088),
+        ("a mebi", 2**20),
+    )
+    return [
+        {"rule": "answer limit", "name": name, "max_tokens": tokens, "bytes": answer_limit(tokens)}
+        for name, tokens in told
+    ]
 
 
 def _amounts() -> list[Case]:
