@@ -36,7 +36,7 @@ from loremesh.protocol.wire import MessageType, seal
 from loremesh.services.happenings import Served
 from loremesh.services.llm_server import MAX_REFUSALS
 from loremesh.services.slots import Slots
-from loremesh.testing.builders import CAT
+from loremesh.testing.builders import CAT, START
 from loremesh.testing.calls import CLIENT, EXECUTOR, PRICE, count_words
 from loremesh.testing.scripted_chat import ScriptedChat
 from loremesh.testing.serving_scene import MODEL, Scene, refusal
@@ -276,6 +276,16 @@ async def test_a_message_that_has_no_place_here_ends_the_stream(scene: Scene) ->
         with pytest.raises(Unreachable):
             await caller.reply()
     assert (await scene.wait_ended())[0].fault is Fault.UNEXPECTED
+
+
+async def test_a_message_that_is_for_somebody_else_ends_the_stream(scene: Scene) -> None:
+    async with scene.call() as caller:
+        frame = seal(CLIENT, MessageType.LLM_REQUEST, sign_request(CLIENT, caller.request()), START, CAT.peer_id)
+        await caller.stream.send(frame)
+        with pytest.raises(Unreachable):
+            await caller.reply()
+    assert (await scene.wait_ended())[0].fault is Fault.WRONG_SENDER
+    assert not scene.chat.requests
 
 
 # ---- limits

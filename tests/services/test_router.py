@@ -44,6 +44,7 @@ from loremesh.testing.scripted_executor import (
     ScriptedExecutor,
     accept,
     accepts,
+    answers_and_speaks_to_itself,
     babbles,
     bills,
     busy,
@@ -55,6 +56,7 @@ from loremesh.testing.scripted_executor import (
     repeats,
     signs_another,
     silent_after,
+    speaks_to_itself,
     talks_on,
 )
 from loremesh.testing.virtual_time import run_jumping, virtual_clock
@@ -263,6 +265,14 @@ async def test_an_acknowledgement_of_another_voucher_is_none() -> None:
         assert (await here.call()).executors == (CAT.peer_id,)
 
 
+async def test_an_acknowledgement_that_is_for_somebody_else_is_none() -> None:
+    async with world([answers_and_speaks_to_itself], [honest]) as here:
+        await here.call()
+        await here.settled()
+        assert here.kinds() == [EntryKind.RECEIVED, EntryKind.VOUCHER]
+        assert (await here.call()).executors == (CAT.peer_id,)
+
+
 async def test_a_voucher_that_its_executor_does_not_take_is_kept_as_disputed_and_ends_the_session() -> None:
     def refuse(_: SignedVoucher) -> VoucherRefused:
         return VoucherRefused("not what I counted", ())
@@ -321,6 +331,7 @@ BEFORE: dict[str, tuple[Script, str]] = {
     "is lost": (lost_after(0), "0 of 1 calls"),
     "leaves": (leaves, "0 of 1 calls"),
     "babbles": (babbles, "0 of 5 calls"),
+    "says it to somebody else": (speaks_to_itself, "0 of 5 calls"),
     "accepts another request": (accepts(request=Hash(b"\x0a" * 32)), "0 of 5 calls"),
     "accepts for more than was agreed": (accepts(price=1001), "0 of 5 calls"),
     "signs another request's digest": (signs_another, "0 of 5 calls"),

@@ -65,6 +65,7 @@ class Line:
     def __init__(self, executor: "ScriptedExecutor", stream: Stream) -> None:
         self.executor = executor
         self.stream = stream
+        self.addressee = stream.peer_id
         self.request: LlmRequest
         self.voucher: Voucher | None = None
         self.owed: Receipt | None = None
@@ -72,7 +73,7 @@ class Line:
     async def send(self, kind: MessageType, payload: object) -> None:
         """Say something."""
         me = self.executor
-        await self.stream.send(seal(me.identity, kind, payload, me.clock(), self.stream.peer_id))
+        await self.stream.send(seal(me.identity, kind, payload, me.clock(), self.addressee))
 
     async def accept(self, **changes: Any) -> Transcript:  # noqa: ANN401 - any field
         """Take the call; `changes` are fields that differ from the truth."""
@@ -346,6 +347,18 @@ async def repeats(line: Line) -> None:
     delta = transcript.add(line.executor.identity, line.executor.pieces[0])
     await line.send(MessageType.LLM_DELTA, delta)
     await line.send(MessageType.LLM_DELTA, delta)
+
+
+async def speaks_to_itself(line: Line) -> None:
+    """Answer well, in envelopes that are for somebody else."""
+    line.addressee = line.executor.identity.peer_id
+    await honest(line)
+
+
+async def answers_and_speaks_to_itself(line: Line) -> None:
+    """Answer well; whatever comes after the receipt is for somebody else."""
+    await honest(line)
+    line.addressee = line.executor.identity.peer_id
 
 
 async def babbles(line: Line) -> None:
