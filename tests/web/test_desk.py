@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from loremesh.errors import Fault
+from loremesh.errors import Fault, InvalidMessage
 from loremesh.primitives import Hash, Height, Millis, StoryId
 from loremesh.protocol.genesis import story_id
 from loremesh.protocol.identity import Identity, peer_id_text
@@ -19,7 +19,20 @@ from loremesh.roles.desk import Desk, reported_height
 from loremesh.services.happenings import Evidence, Happening, Head, PeerChanged, Ready, Rejected
 from loremesh.services.liveness import DEAD_AFTER
 from loremesh.services.llm_server import LlmServer
-from loremesh.testing.builders import ANN, BOB, EASY, block_on, identity, parent_of, small_genesis
+from loremesh.testing.builders import (
+    ANN,
+    BOB,
+    CAT,
+    DAN,
+    EASY,
+    block_on,
+    identity,
+    parent_of,
+    resigned,
+    small_genesis,
+    suggestion,
+)
+from loremesh.testing.memory_disk import MemoryDisk
 from loremesh.testing.memory_journal import MemoryJournal
 from loremesh.testing.small_network import SmallNetwork, SmallNode, wait_agreement
 from loremesh.web.report import Kind
@@ -166,6 +179,41 @@ async def test_the_chain_shows_its_height_and_what_came_since_the_start(
     before = value(desk, "loremesh_head_age_seconds")
     await trio.sleep(100)
     assert value(desk, "loremesh_head_age_seconds") == pytest.approx(before + 100, abs=0.1)
+
+
+async def test_whatever_waits_is_counted_where_it_waits(autojump_clock: MockClock, between: SmallNetwork) -> None:
+    disk = MemoryDisk()
+    ann = await between.start("ann", disk=disk)
+    await trio.sleep(60)
+    root = parent_of(ann.chain.store)
+    twins = [block_on(GENESIS, root, ANN, salt=salt) for salt in "abcd"]
+    early = [block_on(GENESIS, root, author, time=ann.clock() + 60_000) for author in (BOB, CAT, DAN)]
+    await ann.chain.submit_all([*twins, *early], None)
+    tip = parent_of(ann.chain.store)
+    nowhere = Hash(b"\x0a" * 32)
+    orphans = [resigned(block_on(GENESIS, tip, author), author, parent=nowhere) for author in (BOB, CAT, DAN, *OTHERS)]
+    await ann.chain.submit_all(orphans, None)
+    for reader in (BOB, CAT, DAN, OTHERS[0]):
+        await ann.chain.add_transaction(suggestion(reader, GENESIS, "Let the tide speak."))
+    disk.hold_up()
+    await ann.chain.offer(block_on(GENESIS, tip, BOB), BOB.peer_id)
+    await disk.asked.wait()  # while one is being written, the next ones wait
+    for author in (CAT, *OTHERS, DAN):
+        await ann.chain.offer(block_on(GENESIS, tip, author), BOB.peer_id)
+    desk = desk_at(ann, between)
+    waiting = {"surplus_blocks": 2, "held_blocks": 3, "mempool_transactions": 4, "chain_inbox_blocks": 5}
+    for name, count in {**waiting, "orphan_blocks": 6}.items():
+        assert (name, value(desk, f"loremesh_{name}")) == (name, count)
+    disk.go_on()
+
+
+async def test_whoever_is_kept_out_is_counted(autojump_clock: MockClock, between: SmallNetwork) -> None:
+    node = await between.start("ann")
+    desk = desk_at(node, between)
+    assert value(desk, "loremesh_banned_peers") == 0
+    for _ in range(10):
+        node.services.scores.penalize(BOB.peer_id, "block", InvalidMessage(Fault.WRONG_SENDER, ""))
+    assert value(desk, "loremesh_banned_peers") == 1
 
 
 async def test_what_comes_by_asking_and_by_gossip_is_counted(autojump_clock: MockClock, between: SmallNetwork) -> None:

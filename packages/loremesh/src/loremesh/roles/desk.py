@@ -23,8 +23,6 @@ from loremesh.web.report import Figure, Kind, Report
 _MAY_LAG: Final = 2
 """Blocks that a node in sync may be behind: they are on their way."""
 
-"""Blocks that a node in sync may be behind: they are on their way."""
-
 
 @dataclass(slots=True)
 class Desk:

@@ -58,6 +58,7 @@ def _network(services: Services) -> Iterator[Figure]:
         {(str(kind),): liveness[kind] for kind in Liveness},
     )
     yield _gauge("loremesh_connected_peers", "Peers we have a connection to.", len(network.connected()))
+    yield _gauge("loremesh_banned_peers", "Peers kept out for what they did.", len(services.scores.banned))
     waiting = network.events.statistics().current_buffer_used
     yield _gauge("loremesh_event_buffer_events", "Network events that wait to be handled.", waiting)
     yield _counter("loremesh_events_dropped_total", "Network events dropped for want of room.", network.dropped_events)
@@ -111,6 +112,7 @@ def _chain(story: Story, tally: Tally, accepted: int, now: Millis) -> Iterator[F
     yield _gauge("loremesh_tips", "Ends of branches.", len(store.tips))
     yield _gauge("loremesh_orphan_blocks", "Blocks that wait for their parents.", len(store.orphans))
     yield _gauge("loremesh_held_blocks", "Blocks from the near future that wait for their time.", len(store.held))
+    yield _gauge("loremesh_surplus_blocks", "Headers beyond a producer's two on one parent.", len(store.surplus))
     yield _gauge("loremesh_chain_inbox_blocks", "Blocks that wait to be judged.", story.chain.queued)
     yield _gauge("loremesh_mempool_transactions", "Transactions that wait for a block.", len(story.chain.pool.waiting))
 
