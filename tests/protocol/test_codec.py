@@ -233,6 +233,65 @@ def test_a_field_of_another_type_is_refused(cls: type, array: list[Any]) -> None
     assert fault_of(cls, msgpack.packb(array)) is Fault.WRONG_SHAPE
 
 
+def smallest(hint: Any) -> Any:
+    """The item of an array that stands for the least value of a field or a type."""
+    if hint in codec._schemas:
+        return [1, *map(smallest, marks_of(hint).values())]
+    match get_args(hint)[1]:
+        case Int(low, _):
+            return low
+        case Bytes(low, _):
+            return bytes(low)
+        case Text() | Verbatim():
+            return ""
+        case Uint256():
+            return bytes(32)
+        case Many():
+            return []
+    raise AssertionError(hint)
+
+
+def marks_of(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def just_outside(hint: Any) -> list[Any]:
+    """Items of the right kind that are a little too small, too large, too short or too long."""
+    if hint in codec._schemas:
+        return [smallest(hint)[:-1], [*smallest(hint), 0]]
+    base, mark = get_args(hint)
+    match mark:
+        case Int(low, high):
+            return [low - 1, *([high + 1] if high < U64 else [])]
+        case Bytes(low, high):
+            return [bytes((low if high is None else high) + 1), *([bytes(low - 1)] if low else [])]
+        case Text(limit) | Verbatim(limit):
+            return ["a" * (limit + 1), "é" * (limit // 2 + 1)]
+        case Uint256():
+            return [bytes(31), bytes(33)]
+        case Many(limit):
+            return [[smallest(get_args(base)[0])] * (limit + 1)]
+    raise AssertionError(mark)
+
+
+FIELDS = [(cls, name) for cls in TYPES for name in marks_of(cls)]
+
+
+@pytest.mark.parametrize(("cls", "name"), FIELDS, ids=lambda part: part if isinstance(part, str) else part.__name__)
+def test_each_field_keeps_to_its_kind_and_its_bounds(cls: type, name: str) -> None:
+    marks, good = marks_of(cls), smallest(cls)
+    place = list(marks).index(name) + 1
+    assert fault_of(cls, msgpack.packb(good)) is None
+    for item in just_outside(marks[name]):
+        bad = msgpack.packb([*good[:place], item, *good[place + 1 :]])
+        assert fault_of(cls, bad) in {Fault.OUT_OF_RANGE, Fault.TOO_LARGE, Fault.WRONG_SHAPE}
+    for item in (7, b"", "", [], True, None, 1.5, {}, msgpack.ExtType(1, b"")):
+        if type(item) is not type(good[place]):
+            bad = msgpack.packb([*good[:place], item, *good[place + 1 :]])
+            assert fault_of(cls, bad) is Fault.WRONG_SHAPE
+
+
 @pytest.mark.parametrize("number", [-1, -(2**63)])
 def test_negative_numbers_are_out_of_range(number: int) -> None:
     assert fault_of(Account, msgpack.packb([1, number])) is Fault.OUT_OF_RANGE

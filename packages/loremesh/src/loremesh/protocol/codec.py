@@ -13,9 +13,8 @@ Source: docs/protocol/encoding.md; the MessagePack specification for the byte fo
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter, itemgetter
 from typing import Annotated, Any, Final, TypeVar, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -172,111 +171,116 @@ def _unpack(data: bytes, known: _Schema) -> Any:  # noqa: ANN401 - checked by fr
         raise InvalidMessage(Fault.TRUNCATED if incomplete else Fault.WRONG_SHAPE, str(error)) from error
 
 
+# What reads and writes a type is source made of the marks of its fields, as a dataclass makes its constructor: a loop
+# over them takes three times as long. `_name` is the item of an array that stands for the field `value.name`.
+_SOURCE: Final = """
+def from_array(array):
+    if type(array) is list and len(array) == {length}:
+        {items}, = array
+        if {conditions}:
+            value = twin()
+            {assignments}
+            value.__class__ = cls
+            return value
+    return read_one_by_one(array)
+
+
+def to_array(value):
+    return [{version}, {fields}]
+"""
+
+
 def _build(cls: type, version: int, limit: int) -> _Schema:
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cast("Any", cls))]
     shapes = [_shape(f"{cls.__name__}.{name}", hints[name]) for name in names]
-    kinds = [int, *(shape.kind for shape in shapes)]
-    # Checked all at once, which costs a third; whatever fails there is read field by field, to say what is wrong.
-    places = list(enumerate(shapes, start=1))
-    numbered = [place for place, shape in places if shape.any_number]
-    numbers = _picker(itemgetter, numbered)
-    fixed = _picker(itemgetter, [place for place, shape in places if shape.length is not None])
-    lengths = [shape.length for shape in shapes if shape.length is not None]
-    others = [(place - 1, shape.read) for place, shape in places if not shape.any_number and shape.length is None]
-    writes = [(place, shape.write) for place, shape in places if shape.write is not None]
-    values_of = _picker(attrgetter, names)
-    twin = _twin(cls, names)
+    # The constructor of a frozen dataclass takes five times as long as it takes to set the slots of an ordinary object.
+    # So a value is made as its ordinary twin, and becomes frozen when it is complete.
+    twin: Any = type(cls.__name__, (), {"__slots__": names})
 
-    def from_array(array: Any) -> Any:  # noqa: ANN401 - this is the check
-        if (
-            type(array) is list
-            and [*map(type, array)] == kinds
-            and array[0] == version
-            and (not lengths or [*map(len, fixed(array))] == lengths)
-            and (not numbered or min(numbers(array)) >= 0)
-        ):
-            items = array[1:]
-            for index, read in others:
-                items[index] = read(items[index])
-        else:
-            items = read_one_by_one(array)
-        value = twin(*items)
-        value.__class__ = cls  # see `_twin`
-        return value
-
-    def read_one_by_one(array: Any) -> list[Any]:  # noqa: ANN401 - this is the check
+    def read_one_by_one(array: Any) -> Any:  # noqa: ANN401 - this is the check
+        """Read what is unusual, or say what is wrong with it."""
         if type(array) is not list or not array:
             raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} is not an array")
         if type(array[0]) is not int or array[0] != version:
             # Only an integer is shown: the repr of whatever else stands here may nest too deep for Python.
             shown = array[0] if type(array[0]) is int else "that is no integer"
             raise InvalidMessage(Fault.UNKNOWN_VERSION, f"{cls.__name__} version {shown}")
-        if len(array) != len(kinds):
+        if len(array) != len(names) + 1:
             raise InvalidMessage(Fault.WRONG_SHAPE, f"{cls.__name__} of {len(array) - 1} fields, not {len(names)}")
-        return [shape.read(item) for shape, item in zip(shapes, array[1:], strict=True)]
+        value = twin()
+        for name, shape, item in zip(names, shapes, array[1:], strict=True):
+            setattr(value, name, shape.read(item))
+        value.__class__ = cls
+        return value
 
-    def to_array(value: Any) -> list[Any]:  # noqa: ANN401 - any marked type
-        array = [version, *values_of(value)]
-        for place, write in writes:
-            array[place] = write(array[place])
-        return array
-
-    longest = max([len(kinds), *(shape.longest_array for shape in shapes)])
-    return _Schema(version, limit, to_array, from_array, longest)
-
-
-def _picker(getter: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:  # noqa: ANN401 - of two kinds
-    """Give the function that takes the values of `keys` out of an object: `getter(*keys)`, for any number of keys."""
-    match keys:
-        case []:
-            return lambda _: ()
-        case [key]:
-            get = getter(key)
-            return lambda value: (get(value),)
-    return cast("Callable[[Any], tuple[Any, ...]]", getter(*keys))
+    fields = list(zip(names, shapes, strict=True))
+    known: dict[str, Any] = {"cls": cls, "twin": twin, "read_one_by_one": read_one_by_one}
+    known |= {f"read_{name}": shape.read for name, shape in fields}
+    known |= {f"write_{name}": shape.write for name, shape in fields}
+    code = compile(_source(version, fields), f"<codec of {cls.__name__}>", "exec")
+    exec(code, known)  # noqa: S102 - made of our own marks, never of what came
+    longest = max([len(names) + 1, *(shape.longest_array for shape in shapes)])
+    return _Schema(version, limit, known["to_array"], known["from_array"], longest)
 
 
-def _twin(cls: type, names: list[str]) -> Any:  # noqa: ANN401 - a class made at run time
-    """Give an ordinary dataclass with the slots of `cls`.
-
-    The constructor of a frozen dataclass costs four times as much as an ordinary one's. So a value is made as its
-    ordinary twin, and becomes frozen when it is complete.
-    """
-    plain = type(cls.__name__, (), {"__slots__": names, "__annotations__": dict.fromkeys(names, Any)})
-    return dataclass(eq=False, repr=False, match_args=False)(plain)
+def _source(version: int, fields: "list[tuple[str, _Shape]]") -> str:
+    tests = ["type(version) is int", f"version == {version}", *(shape.test.format(name) for name, shape in fields)]
+    return _SOURCE.format(
+        version=version,
+        length=len(fields) + 1,
+        items=", ".join(["version", *(f"_{name}" for name, _ in fields)]),
+        conditions=" and ".join(tests),
+        assignments="; ".join(f"value.{name} = {shape.taken.format(name)}" for name, shape in fields),
+        fields=", ".join(shape.given.format(name) for name, shape in fields),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How one field is read (checked) and written; `write` None: as it is."""
+    """How one field is read and written, and what `_SOURCE` says of it; `{0}` is the field's name."""
 
-    kind: type
-    """What MessagePack gives for it."""
     read: Check
+    """From what MessagePack gives, whatever that is."""
+    test: str
+    """Tells an item that can be `taken`; one that fails may still be right, and is given to `read`."""
+    taken: str = "_{0}"
+    given: str = "value.{0}"
     write: Check | None = None
+    """What `given` calls."""
     longest_array: int = 0
-    any_number: bool = False
-    """Every unsigned integer that MessagePack knows will do."""
-    length: int | None = None
-    """The length of a byte string that has only one."""
 
 
 def _shape(where: str, hint: Any) -> _Shape:  # noqa: ANN401 - annotations are of any type
     if hint in _schemas:
         nested = _schemas[hint]
-        return _Shape(list, nested.from_array, nested.to_array, nested.longest_array)
+        return _Shape(
+            nested.from_array,
+            "type(_{0}) is list",
+            "read_{0}(_{0})",
+            "write_{0}(value.{0})",
+            nested.to_array,
+            nested.longest_array,
+        )
     base, mark = get_args(hint) or (hint, None)
     match mark:
         case Int(low, high):
-            return _Shape(int, _read_int(where, low, high), any_number=(low, high) == (0, U64_MAX))
+            above = "" if high == U64_MAX else f" <= {high}"  # no integer of MessagePack is above
+            return _Shape(_read_int(where, low, high), f"type(_{{0}}) is int and {low} <= _{{0}}{above}")
         case Bytes(low, high):
             high = low if high is None else high
-            return _Shape(bytes, _read_bytes(where, low, high), length=low if low == high else None)
+            length = f"len(_{{0}}) == {low}" if low == high else f"{low} <= len(_{{0}}) <= {high}"
+            return _Shape(_read_bytes(where, low, high), f"type(_{{0}}) is bytes and {length}")
         case Text(limit) | Verbatim(limit):
-            return _Shape(str, (_read_text if type(mark) is Text else _read_verbatim)(where, limit))
+            read = _read_text(where, limit) if type(mark) is Text else _read_verbatim(where, limit)
+            return _Shape(read, f"type(_{{0}}) is str and _{{0}}.isascii() and len(_{{0}}) <= {limit}")
         case Uint256():
-            return _Shape(bytes, _read_uint256(where), lambda value: value.to_bytes(32, "big"))
+            return _Shape(
+                _read_uint256(where),
+                "type(_{0}) is bytes and len(_{0}) == 32",
+                'int.from_bytes(_{0}, "big")',
+                'value.{0}.to_bytes(32, "big")',
+            )
         case Many(limit) if get_origin(base) is tuple:
             return _many(where, limit, _shape(where, get_args(base)[0]))
     raise TypeError(f"{where} has no mark the codec knows")
@@ -355,4 +359,11 @@ def _many(where: str, limit: int, item: _Shape) -> _Shape:
     def write(values: tuple[Any, ...]) -> list[Any]:
         return list(values) if item.write is None else list(map(item.write, values))
 
-    return _Shape(list, read, write, max(limit, item.longest_array))
+    return _Shape(
+        read,
+        "type(_{0}) is list",
+        "read_{0}(_{0}) if _{0} else ()",
+        "write_{0}(value.{0}) if value.{0} else []",
+        write,
+        max(limit, item.longest_array),
+    )
