@@ -85,13 +85,6 @@ async def test_both_sides_are_told_of_a_connection_and_of_its_end(start_node: St
     assert one.connected() == ()
 
 
-async def test_a_dialled_address_is_known_and_can_be_dialled_again(start_node: StartNode) -> None:
-    one, other = await start_node(), await start_node()
-    await link(one, other)
-    assert one.known_addresses(other.peer_id) == other.addresses()
-    assert other.known_addresses(one.peer_id) == one.addresses()  # from identify: it was never dialled
-
-
 async def test_connecting_without_a_peer_id_learns_it(start_node: StartNode) -> None:
     one, other = await start_node(), await start_node()
     assert await one.connect(other.addresses()[0].partition("/p2p/")[0], PATIENCE) == other.peer_id

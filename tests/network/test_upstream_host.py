@@ -25,6 +25,7 @@ async def test_identify_is_done_when_a_peer_is_announced(start_node: StartNode) 
     await wait_event(node, PeerConnected)
     protocols = node._host.get_peerstore().get_protocols(ID(other.peer_id))
     assert {"/meshsub/1.1.0", "/loremesh/kad/1.0.0", "/ipfs/ping/1.0.0"} <= set(protocols)
+    assert list(map(str, node._swarm.endpoints_of(ID(other.peer_id)))) == list(other.addresses())
 
 
 async def test_a_connection_starts_no_task_outside_the_node(start_node: StartNode) -> None:

@@ -53,7 +53,6 @@ class Node(Protocol):
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None: ...
     def addresses(self) -> tuple[str, ...]: ...
     def connected(self) -> tuple[PeerId, ...]: ...
-    def known_addresses(self, peer_id: PeerId) -> tuple[str, ...]: ...
     async def connect(self, address: str, timeout: float = 5) -> PeerId: ...  # noqa: ASYNC109 - the surface
     async def disconnect(self, peer_id: PeerId) -> None: ...
     def deny(self, peers: frozenset[PeerId]) -> None: ...
@@ -186,14 +185,6 @@ async def test_an_announced_address_is_told_instead_of_the_one_listened_at(world
     node = await world.start(NetworkSettings(announce_addresses=("/dns4/story.example/tcp/4001",)))
 
     assert node.addresses() == (f"/dns4/story.example/tcp/4001/p2p/{peer_id_text(node.peer_id)}",)
-
-
-async def test_both_sides_know_where_the_other_can_be_dialled(world: World) -> None:
-    one, other = await world.start(), await world.start()
-    await link(one, other)
-
-    assert one.known_addresses(other.peer_id) == other.addresses()
-    assert other.known_addresses(one.peer_id) == one.addresses()
 
 
 async def test_the_peer_id_may_be_missing_from_an_address(world: World) -> None:

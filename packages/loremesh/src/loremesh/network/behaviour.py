@@ -4,7 +4,6 @@ Importing this module imports libp2p, which takes a second or two. Source: docs/
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -36,7 +35,7 @@ from loremesh.network.events import (
     ProviderRecord,
     ProvidersFound,
 )
-from loremesh.network.frames import Stream
+from loremesh.network.frames import Stream, ask
 from loremesh.network.local import dialable, multicast_hosts
 from loremesh.network.locks import KeyedLocks
 from loremesh.network.mdns import Mdns
@@ -55,7 +54,6 @@ from loremesh.protocol.identity import Identity, check_peer_id, peer_id_text
 _log = logging.getLogger("loremesh.network")
 _PROVIDE_DEADLINE: Final = 30.0
 _PROVIDERS_WANTED: Final = 20
-_REMEMBERED_DIALS: Final = 1024
 
 Handler = Callable[[Stream], Awaitable[None]]
 """Serves one stream; a ProtocolError it raises is the peer's fault, a ServiceError nobody's, the rest are our bugs."""
@@ -84,7 +82,6 @@ class Behaviour:
         self._accepts: dict[str, Accept] = {}
         self._attended: dict[PeerId, trio.Event] = {}
         self._dialling = KeyedLocks[PeerId]()
-        self._dialled = OrderedDict[PeerId, Endpoint]()
         self._nursery: trio.Nursery | None = None
         self._build(identity)
 
@@ -200,11 +197,6 @@ class Behaviour:
         """List the peers of which `PeerConnected` was or is about to be told."""
         return tuple(peer_id for peer_id in self._attended if self._is_connected(peer_id))
 
-    def known_addresses(self, peer_id: PeerId) -> tuple[str, ...]:
-        """List where this peer was really dialled, then where it says it can be, each ending in /p2p/<peer id>."""
-        dialled = [self._dialled[peer_id]] if peer_id in self._dialled else []
-        return tuple(dict.fromkeys(map(str, [*dialled, *self._swarm.endpoints_of(ID(peer_id))])))
-
     async def connect(self, address: str, timeout: float = 5) -> PeerId:  # noqa: ASYNC109 - seconds, as everywhere here
         """Have a connection to the node at a multiaddr, and tell its peer id; without /p2p whoever answers is right.
 
@@ -235,12 +227,7 @@ class Behaviour:
 
     async def _dial(self, endpoint: Endpoint) -> PeerId:
         connection = await self._swarm.dial(endpoint)
-        peer_id = PeerId(connection.muxed_conn.peer_id.to_bytes())
-        self._dialled[peer_id] = endpoint.of(peer_id)
-        self._dialled.move_to_end(peer_id)
-        while len(self._dialled) > _REMEMBERED_DIALS:
-            self._dialled.popitem(last=False)
-        return peer_id
+        return PeerId(connection.muxed_conn.peer_id.to_bytes())
 
     async def reaches(self, address: str, timeout: float = 5) -> bool:  # noqa: ASYNC109 - as above
         """Tell whether the peer that a multiaddr names proves its key there, whatever connections there are to it.
@@ -394,17 +381,7 @@ class Behaviour:
             Unreachable: Not connected, or the stream broke.
             DeadlinePassed: Not in time.
         """
-        answer: bytes | None = None
-        with trio.move_on_after(timeout) as deadline:
-            async with self.open(peer_id, protocol, timeout) as stream:
-                await stream.send(frame, timeout)
-                await stream.finish()
-                answer = await stream.receive(timeout, self._settings.max_frame)
-        if deadline.cancelled_caught:
-            raise DeadlinePassed(f"no answer to {protocol} within {timeout:g} s")
-        if answer is None:
-            raise InvalidMessage(Fault.UNFINISHED, f"no answer to {protocol}")
-        return answer
+        return await ask(self.open(peer_id, protocol, timeout), protocol, frame, timeout)
 
     async def ping(self, peer_id: PeerId, timeout: float = 5) -> float:  # noqa: ASYNC109 - as above
         """Measure one round trip to a connected peer, in seconds.

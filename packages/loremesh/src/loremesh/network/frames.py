@@ -4,6 +4,7 @@ Source: docs/protocol/network.md.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 import trio
@@ -138,3 +139,30 @@ class Stream:
     async def reset(self) -> None:
         """Give the conversation up: the other side sees it break. Never raises."""
         await self._pipe.reset()
+
+
+async def ask(opening: AbstractAsyncContextManager[Stream], what: str, frame: bytes, timeout: float) -> bytes:  # noqa: ASYNC109 - as above
+    """Open a stream, send one frame on it and receive one, all within `timeout` seconds.
+
+    Args:
+        opening: Gives the stream.
+        what: Names the question in errors.
+        frame: To send.
+        timeout: Seconds.
+
+    Raises:
+        InvalidMessage: A frame is too long, or UNFINISHED: there was no answer.
+        DeadlinePassed: Not in time.
+        Unreachable: The stream could not be opened, or it broke.
+    """
+    answer: bytes | None = None
+    with trio.move_on_after(timeout) as deadline:
+        async with opening as stream:
+            await stream.send(frame, timeout)
+            await stream.finish()
+            answer = await stream.receive(timeout)
+    if deadline.cancelled_caught:
+        raise DeadlinePassed(f"no answer to {what} within {timeout:g} s")
+    if answer is None:
+        raise InvalidMessage(Fault.UNFINISHED, f"no answer to {what}")
+    return answer

@@ -32,7 +32,7 @@ from loremesh.network.events import (
     ProviderRecord,
     ProvidersFound,
 )
-from loremesh.network.frames import Stream
+from loremesh.network.frames import Stream, ask
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import KIB, PeerId
 from loremesh.protocol.identity import Identity, peer_id_text
@@ -94,7 +94,6 @@ class MemoryNode:
         self._gone = False
         self._connections: dict[PeerId, Connection] = {}
         self._attended = set[PeerId]()
-        self._known: dict[PeerId, list[str]] = {}
         self._denied = frozenset[PeerId]()
         self._handlers: dict[str, Handler] = {}
         self._accepts: dict[str, Accept] = {}
@@ -143,10 +142,6 @@ class MemoryNode:
         """List the peers of which `PeerConnected` was or is about to be told."""
         return tuple(self._connections)
 
-    def known_addresses(self, peer_id: PeerId) -> tuple[str, ...]:
-        """List where this peer was really dialled, then where it says it can be."""
-        return tuple(dict.fromkeys(self._known.get(peer_id, [])))
-
     async def connect(self, address: str, timeout: float = 5) -> PeerId:  # noqa: ASYNC109 - the real one's surface
         """Have a connection to the node at a multiaddr, and tell its peer id.
 
@@ -176,7 +171,6 @@ class MemoryNode:
             raise Unreachable(f"not welcome at {endpoint}")
         if self._nursery is None or self._gone:
             raise Unreachable("this node does not run")
-        self._known.setdefault(listener.peer_id, []).insert(0, str(endpoint.of(listener.peer_id)))
         if listener.peer_id not in self._connections:  # it may have dialled us meanwhile
             link = self._network.link(self.peer_id, listener.peer_id)
             connection = Connection(link, self.peer_id, listener.peer_id, lambda: self._part(listener))
@@ -234,7 +228,6 @@ class MemoryNode:
             connection.is_usable = True
             self._favourites.clear()
             self._network.running(peer_id).has_news_of_neighbours()
-            self._known.setdefault(peer_id, []).extend(self._network.running(peer_id).addresses())
             await self._tell.send(PeerConnected(peer_id, address, inbound=connection.listener == self.peer_id))
             await connection.closed.wait()
             await self._tell.send(PeerDisconnected(peer_id))
@@ -333,17 +326,7 @@ class MemoryNode:
             Unreachable: Not connected, or the stream broke.
             DeadlinePassed: Not in time.
         """
-        answer: bytes | None = None
-        with trio.move_on_after(timeout) as deadline:
-            async with self.open(peer_id, protocol, timeout) as stream:
-                await stream.send(frame, timeout)
-                await stream.finish()
-                answer = await stream.receive(timeout, self._settings.max_frame)
-        if deadline.cancelled_caught:
-            raise DeadlinePassed(f"no answer to {protocol} within {timeout:g} s")
-        if answer is None:
-            raise InvalidMessage(Fault.UNFINISHED, f"no answer to {protocol}")
-        return answer
+        return await ask(self.open(peer_id, protocol, timeout), protocol, frame, timeout)
 
     async def ping(self, peer_id: PeerId, timeout: float = 5) -> float:  # noqa: ASYNC109 - as above
         """Measure one round trip to a connected peer, in seconds.
