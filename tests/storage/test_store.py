@@ -3,6 +3,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+import trio
 
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, Height, Millis, PeerId
@@ -17,6 +18,7 @@ from loremesh.storage.writes import (
     SaveBlocks,
     SetNote,
     StoredBlock,
+    joined,
 )
 
 STORY = Hash(hashlib.sha256(b"genesis").digest())
@@ -106,6 +108,39 @@ async def test_a_block_whose_parent_is_not_kept_is_refused_and_nothing_of_its_ba
             await store.save_blocks([blocks[0], blocks[2]])
 
         assert await everything(store) == []
+
+
+async def test_an_orphan_is_refused_alone_though_others_save_blocks_at_the_same_time(tmp_path: Path) -> None:
+    one, orphan = chain(1)[0], chain(9)[8]
+    other = StoredBlock(Hash(bytes(32)), STORY, Height(1), b"beside it")
+    refused = []
+
+    async def save(store: Store, block: StoredBlock) -> None:
+        try:
+            await store.save_blocks([block])
+        except apsw.ConstraintError:
+            refused.append(block)
+
+    async with Store.open(tmp_path) as store:
+        await store.save_genesis(STORY, b"genesis")
+        async with trio.open_nursery() as nursery:
+            for block in (one, orphan, other):
+                nursery.start_soon(save, store, block)
+
+        assert refused == [orphan]
+        assert {block.hash for block in await everything(store)} == {one.hash, other.hash}
+
+
+def test_blocks_are_saved_together_only_where_nothing_else_is_written_between_them() -> None:
+    a, b, c, d = chain(4)
+    note = SetNote("head", b"3")
+
+    assert list(joined([SaveBlocks((a,)), SaveBlocks((b, c)), note, note, SaveBlocks((d,))])) == [
+        SaveBlocks((a, b, c)),
+        note,
+        note,
+        SaveBlocks((d,)),
+    ]
 
 
 async def test_only_known_blocks_are_loaded(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -20,7 +20,7 @@ from loremesh.errors import LoremeshError, MachineError, StorageError
 from loremesh.storage.files import sync_directory
 from loremesh.storage.migrations import STORY, Shape, migrate
 from loremesh.storage.transaction import transaction
-from loremesh.storage.writes import Write
+from loremesh.storage.writes import Write, joined
 
 T = TypeVar("T")
 
@@ -139,9 +139,8 @@ class Database:
     def _transact(self, requests: list[tuple[Write, ...]]) -> list[Exception | None]:
         try:
             with explained(self.path, self.shape), transaction(self.writer):
-                for writes in requests:
-                    for write in writes:
-                        write.apply(self.writer)
+                for write in joined(chain.from_iterable(requests)):
+                    write.apply(self.writer)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller whose write it was
             if len(requests) == 1:
                 return [error]
