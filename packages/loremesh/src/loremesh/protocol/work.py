@@ -34,7 +34,8 @@ def scale(target: int, exponent: int) -> int:
     The fraction is a cubic approximation, off by less than 0.013 %; every node gets the same bits.
     """
     shifts, fraction = exponent >> 16, exponent & 0xFFFF
-    factor = 65536 + ((195_766_423_245_049 * fraction + 971_821_376 * fraction**2 + 5_127 * fraction**3 + 2**47) >> 48)
+    cubic = ((5_127 * fraction + 971_821_376) * fraction + 195_766_423_245_049) * fraction
+    factor = 65536 + ((cubic + 2**47) >> 48)
     shifts -= 16
     scaled = target * factor
     return scaled << shifts if shifts >= 0 else scaled >> -shifts
