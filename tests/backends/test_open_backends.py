@@ -1,6 +1,8 @@
 """What an executor opens out of its `[[backend]]` tables: models with their offers and limits, and what mines."""
 
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,14 @@ from loremesh.backends.builtin import BuiltinBackend
 from loremesh.backends.chat import ChatRequest
 from loremesh.backends.prompt import ParagraphRequest
 from loremesh.config import load_executors
-from loremesh.errors import BackendExhausted, UsageError
+from loremesh.errors import BackendBusy, BackendExhausted, UsageError
 from loremesh.primitives import Hash, Height, StoryId
 from loremesh.protocol.cards import ModelOffer
 from loremesh.protocol.llm import ChatMessage
 from loremesh.roles.backends import MAX_MODELS, Backends, open_backends
 from loremesh.settings_tables import BackendSettings
 from loremesh.storage.store import Store
+from loremesh.testing.builders import ANN, BOB
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
 
 GENEROUS = 60  # seconds, for whatever must end by itself
@@ -55,6 +58,10 @@ def tables(tmp_path: Path, text: str) -> tuple[BackendSettings, ...]:
 
 def server(fake: FakeOpenAI, more: str) -> str:
     return f'[[backend]]\nkind = "openai"\nbase_url = "{fake.base_url}"\n{more}\n'
+
+
+async def drop(_: str) -> None:
+    """Take a piece that nobody reads."""
 
 
 async def text_of(backends: Backends, name: str) -> str:
@@ -103,6 +110,56 @@ async def test_the_first_model_that_is_named_writes_the_story(fake: FakeOpenAI, 
     assert draft.model == "real-1"
     async with open_backends(tables(tmp_path, ""), disk) as backends:
         assert isinstance(backends.writer(), BuiltinBackend)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reasons"),
+    [
+        ("", [None, None, None]),
+        ("concurrency = 2", [None, None, "every slot is taken"]),
+        ("concurrency_per_client = 1", [None, "one client may make 1 calls at once", None]),
+        ("requests_per_minute = 1", [None, "many calls in one minute", None]),
+    ],
+)
+async def test_what_a_table_says_of_clients_holds(
+    limits: str, reasons: list[str | None], disk: Store, tmp_path: Path
+) -> None:
+    async with open_backends(tables(tmp_path, f"[[backend]]\n{limits}"), disk) as backends:
+        slots = backends.models["builtin"].backend.slots
+        assert slots is backends.mines_with.slots
+        with ExitStack() as stack:
+            for client, reason in zip((ANN, ANN, BOB), reasons, strict=True):
+                with nullcontext() if reason is None else pytest.raises(BackendBusy, match=reason):
+                    stack.enter_context(slots.client(client.peer_id))
+
+
+async def test_a_builtin_backend_thinks_for_as_long_as_its_table_says(disk: Store, tmp_path: Path) -> None:
+    async with open_backends(tables(tmp_path, "[[backend]]\nlatency = [0.2, 0.3]"), disk) as backends:
+        began = trio.current_time()
+        await text_of(backends, "builtin")
+        assert trio.current_time() - began >= 0.2
+
+
+async def test_a_server_is_told_to_carry_on_if_its_table_says_that_it_can(
+    fake: FakeOpenAI, disk: Store, tmp_path: Path
+) -> None:
+    text = server(fake, "models = ['m']") + server(fake, "name = 'v'\nmodels = ['n']\ncontinue_final_message = true")
+    begun = (ChatMessage("user", "Who?"), ChatMessage("assistant", "Nob"))
+    async with open_backends(tables(tmp_path, text), disk) as backends:
+        for served in backends.models.values():
+            await served.backend.chat.chat(ChatRequest(served.model, begun, continues=True, max_tokens=9), drop)
+    assert ["continue_final_message" in call.body for call in fake.calls] == [False, True]
+
+
+async def test_a_paragraph_is_asked_for_within_the_context_that_the_table_says(
+    fake: FakeOpenAI, disk: Store, tmp_path: Path
+) -> None:
+    long = replace(REQUEST, paragraphs=("The lamp burned low and the sea went on speaking of it. " * 10,) * 30)
+    for context in ("context = 1000", "context = 9000"):
+        async with open_backends(tables(tmp_path, server(fake, f"models = ['m']\n{context}")), disk) as backends:
+            await backends.writer().write(long)
+    short, whole = (sum(len(message["content"]) for message in call.body["messages"]) for call in fake.calls)
+    assert (short < 4000, whole > 15_000) == (True, True)
 
 
 async def test_the_days_tokens_are_kept_over_restarts_for_each_backend(

@@ -15,7 +15,7 @@ import trio
 
 from loremesh.storage.lock import LOCK_NAME, locked
 from loremesh.storage.store import DATABASE_NAME
-from loremesh.testing.node_processes import NodeProcess, running, write_story
+from loremesh.testing.node_processes import NodeProcess, children_of, running, write_story
 
 PATIENT: Final = 30.0
 """Seconds that a stop may take on a machine that others keep busy; on an idle one it takes less than three."""
@@ -125,12 +125,6 @@ async def check_stops(
         pass
     with locked(directory):
         pass
-
-
-def children_of(pid: int) -> list[int]:
-    """List the processes that a process has started, from any of its threads."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for one in lists for child in one.read_text(encoding="ascii").split()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at a process through /proc")

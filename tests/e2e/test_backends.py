@@ -1,5 +1,6 @@
 """An executor whose paragraphs come from an OpenAI-compatible server."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,11 @@ import trio
 
 from loremesh.protocol.identity import Identity
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
-from loremesh.testing.node_processes import StartNode, ask
+from loremesh.testing.node_processes import StartNode, ask, children_of
+
+
+def command_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").removesuffix("\0").split("\0")
 
 
 async def test_an_executor_writes_what_an_openai_compatible_server_answers(
@@ -56,14 +61,19 @@ async def test_a_key_nodes_and_a_configuration_with_backends_are_all_an_executor
     base_url = await nursery.start(fake.serve)
     file = tmp_path / "config.toml"
     file.write_text(
+        'work_share = 0.35\nannounce_address = ["/dns4/ann.example.org/tcp/4001"]\n'
         f'[[backend]]\nkind = "openai"\nbase_url = "{base_url}"\napi_key_env = "FAKE_KEY"\n'
         'models = { small = "fake-4" }\n[[backend]]\nkind = "builtin"\n'
     )
     anchor = await start("anchor", "--genesis", str(write_genesis()), role="validator")
     told = ["--private-key", "5e" * 32, "--bootstrap-nodes", await anchor.wait_address(), "--config", str(file)]
     executor = await start("ann", *told, FAKE_KEY="not a real key")
-    await executor.wait("head", min_height=2)
-    canon = await ask("canon", await executor.wait_address())
+    name = str(Identity.from_str("5e" * 32))
+    assert (await executor.wait("ready"))["addresses"] == [f"/dns4/ann.example.org/tcp/4001/p2p/{name}"]
+    await anchor.wait("head", min_height=2)
+    canon = await ask("canon", await anchor.wait_address())
     assert {block["model"] for block in canon["blocks"]} == {"fake-4"}
-    assert {block["producer"] for block in canon["blocks"]} == {str(Identity.from_str("5e" * 32))}
+    assert {block["producer"] for block in canon["blocks"]} == {name}
     assert fake.calls[0].headers["authorization"] == "Bearer not a real key"
+    if sys.platform == "linux":
+        assert [command_of(child)[-1] for child in children_of(executor.process.pid)] == ["0.35"]

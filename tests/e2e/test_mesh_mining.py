@@ -100,3 +100,25 @@ async def test_whoever_serves_may_come_later_than_whoever_mines(
     await mining.wait_address()
     await start("ann", "--bootstrap-nodes", address, "--no-mine")
     await validator.wait("head", min_height=1)
+
+
+async def test_an_executor_without_a_model_agrees_to_no_more_than_its_table_says(
+    start: StartNode, write_genesis: Callable[..., Path], tmp_path: Path
+) -> None:
+    serves, writes = tmp_path / "serves.toml", tmp_path / "writes.toml"
+    serves.write_text("mine = false\n[[backend]]\nprice = 500\n", encoding="utf-8")
+    mesh = '[[backend]]\nkind = "mesh"\nmodels = ["builtin"]\nmax_price ='
+    writes.write_text(f"{mesh} 499\n", encoding="utf-8")
+    validator = await start("validator", "--genesis", str(write_genesis()), role="validator")
+    address = await validator.wait_address()
+    serving = await start("ann", "--bootstrap-nodes", address, "--config", str(serves))
+    await serving.wait_address()
+    mining = await start("bob", "--bootstrap-nodes", address, "--config", str(writes))
+    with trio.fail_after(90):
+        while "asks 500 gwei" not in mining.log():  # noqa: ASYNC110 - a log rings no bell
+            await trio.sleep(0.1)
+    assert await mining.end() == 0
+    assert not serving.told("served")
+    writes.write_text(f"{mesh} 500\n", encoding="utf-8")
+    await start("cat", "--bootstrap-nodes", address, "--config", str(writes))
+    await serving.wait("served")

@@ -18,6 +18,7 @@ from loremesh.config import models_directory
 from loremesh.errors import BackendError
 from loremesh.protocol.cards import ModelOffer
 from loremesh.roles.networking import wall_clock
+from loremesh.services.slots import Slots
 from loremesh.settings_tables import BackendSettings
 from loremesh.storage.store import Store as Disk
 from loremesh.storage.weights import find_weights
@@ -34,10 +35,12 @@ _LONGEST_NAME: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class OpenBackend:
-    """A backend that is open, and its limits: `settings.concurrency`, `settings.requests_per_minute` and `cap`."""
+    """A backend that is open, and its limits."""
 
     settings: BackendSettings
     chat: ChatBackend
+    slots: Slots
+    """Calls at once, of mining and of clients together; and what one client may do."""
     cap: DailyCap | None
     """The day's tokens, of mining and of clients together; None: any number."""
 
@@ -111,7 +114,7 @@ async def open_backends(settings: Sequence[BackendSettings], disk: Disk) -> Asyn
     try:
         for one in (one for one in settings if one.is_own):
             chat = await _open(one)
-            opened.append(OpenBackend(one, chat, cap_of(one, disk)))
+            opened.append(OpenBackend(one, chat, _slots_of(one), cap_of(one, disk)))
         backends = Backends(tuple(opened))
         async with trio.open_nursery() as nursery:
             for backend in opened:
@@ -133,6 +136,14 @@ def cap_of(settings: BackendSettings, disk: Disk) -> DailyCap | None:
     if settings.max_tokens_per_day is None:
         return None
     return DailyCap(settings.max_tokens_per_day, _DiskTokenCounter(disk, settings.name), wall_clock)
+
+
+def _slots_of(settings: BackendSettings) -> Slots:
+    return Slots(
+        settings.concurrency,
+        requests_per_minute=settings.requests_per_minute,
+        per_client=settings.concurrency_per_client,
+    )
 
 
 async def _open(settings: BackendSettings) -> ChatBackend:

@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from loremesh.config import Settings
-from loremesh.roles.backends import Backends, OpenBackend, open_backends
+from loremesh.roles.backends import Backends, open_backends
 from loremesh.roles.mining import mine
 from loremesh.roles.networking import wall_clock
 from loremesh.roles.node import EXECUTOR, Node, run_node
@@ -16,7 +16,6 @@ from loremesh.roles.writing import open_writer
 from loremesh.services.call_terms import Offered
 from loremesh.services.happenings import Tell
 from loremesh.services.llm_server import LlmServer
-from loremesh.services.slots import Slots
 from loremesh.storage.journal import Journal
 
 _LAST_WORD: Final = 0.5
@@ -48,11 +47,10 @@ def _starter(settings: Settings, tell: Tell) -> Start:
 async def _work(settings: Settings, node: Node, *, task_status: trio.TaskStatus[None]) -> None:
     """Open the backends, and let them serve clients and the node's own mining until cancelled."""
     async with open_backends(settings.backends, node.disk) as backends, trio.open_nursery() as nursery:
-        slots = {one.settings.name: _slots_of(one) for one in backends.opened}
         if settings.serve:
-            await nursery.start(_serve, settings, node, partial(_offered, backends, slots))
+            await nursery.start(_serve, settings, node, partial(_offered, backends))
         if settings.mine and node.services.story is not None:
-            nursery.start_soon(_mine, settings, node, backends, slots)
+            nursery.start_soon(_mine, settings, node, backends)
         task_status.started()
 
 
@@ -82,7 +80,7 @@ async def _serve(
             task_status.started()
 
 
-async def _mine(settings: Settings, node: Node, backends: Backends, slots: Mapping[str, Slots]) -> None:
+async def _mine(settings: Settings, node: Node, backends: Backends) -> None:
     assert node.services.story is not None  # noqa: S101 - for the type checker: our caller has looked
     with trio.CancelScope() as scope:
 
@@ -91,18 +89,13 @@ async def _mine(settings: Settings, node: Node, backends: Backends, slots: Mappi
             await trio.lowlevel.checkpoint()
 
         node.leaving.append(leave)
-        async with open_writer(settings, node, backends, slots) as writer:
+        async with open_writer(settings, node, backends) as writer:
             await mine(node.services, node.services.story, writer, settings.work_share)
 
 
-def _slots_of(backend: OpenBackend) -> Slots:
-    settings = backend.settings
-    return Slots(settings.concurrency, requests_per_minute=settings.requests_per_minute)
-
-
-def _offered(backends: Backends, slots: Mapping[str, Slots]) -> dict[str, Offered]:
+def _offered(backends: Backends) -> dict[str, Offered]:
     """Give what clients can call now."""
     return {
-        name: Offered(one.offer, one.model, one.backend.chat, slots[one.backend.settings.name], one.backend.cap)
+        name: Offered(one.offer, one.model, one.backend.chat, one.backend.slots, one.backend.cap)
         for name, one in backends.models.items()
     }
