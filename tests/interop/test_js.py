@@ -18,7 +18,7 @@ from loremesh.primitives import MIB, Height, Millis, PeerId
 from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
 from loremesh.protocol.wire import SYNC_PROTOCOL, MessageType, Status, expect
 from loremesh.services.serving import SyncServer
-from loremesh.testing.loopback import PATIENCE, wait_event
+from loremesh.testing.loopback import PATIENCE, patient, wait_event
 
 StartJs = Callable[..., Awaitable[Any]]
 StartNode = Callable[..., Awaitable[Behaviour]]
@@ -213,7 +213,7 @@ async def test_what_it_only_hears_of_is_asked_for_and_given_and_its_score_of_us_
 
 async def test_it_calls_a_service_with_messages_it_encodes_itself(start_js: StartJs, nursery: trio.Nursery) -> None:
     identity = Identity.new(secrets.token_bytes(32))
-    node = Behaviour(identity, NetworkSettings())
+    node = Behaviour(identity, patient())
     server = SyncServer(identity, None, lambda: Millis(time.time_ns() // 1_000_000), None)
     node.serve(SYNC_PROTOCOL, server.serve)
     await nursery.start(node.run)
@@ -228,7 +228,7 @@ async def test_it_calls_a_service_with_messages_it_encodes_itself(start_js: Star
 
 async def test_its_garbage_is_refused_and_it_can_still_be_served(start_js: StartJs, nursery: trio.Nursery) -> None:
     identity = Identity.new(secrets.token_bytes(32))
-    node = Behaviour(identity, NetworkSettings())
+    node = Behaviour(identity, patient())
     server = SyncServer(identity, None, lambda: Millis(time.time_ns() // 1_000_000), None)
     node.serve(SYNC_PROTOCOL, server.serve)
     await nursery.start(node.run)

@@ -29,20 +29,9 @@ from loremesh.network.events import (
 from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import MIB, PeerId
-from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+from loremesh.testing.loopback import ECHO, PATIENCE, TOPIC, anything, echo, make_node, wait_event
 
 StartNode = Callable[..., Awaitable[Behaviour]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 async def link(one: Behaviour, other: Behaviour) -> None:

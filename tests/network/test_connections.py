@@ -11,27 +11,23 @@ import trio
 from loremesh.errors import ServiceError, Unreachable, UsageError
 from loremesh.network.addresses import Endpoint
 from loremesh.network.behaviour import Behaviour
-from loremesh.network.events import CallServed, GossipReceived, PeerConnected, PeerDisconnected
-from loremesh.network.frames import Stream
+from loremesh.network.events import CallServed, PeerConnected, PeerDisconnected
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.swarm import is_inbound
 from loremesh.network.upstream.watch import Watch
-from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
-from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+from loremesh.testing.loopback import (
+    ECHO,
+    PATIENCE,
+    echo,
+    make_node,
+    prepare,
+    wait_event,
+    wait_settled,
+    wait_usable,
+)
 
 StartNode = Callable[..., Awaitable[Behaviour]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 class Wire:
@@ -66,37 +62,6 @@ class Wire:
         await sink.aclose()
 
 
-async def is_usable(one: Behaviour, other: Behaviour) -> None:
-    """Call both ways and gossip both ways, again until it works or patience ends."""
-    with trio.fail_after(PATIENCE):
-        for caller, callee in ((one, other), (other, one)):
-            while True:
-                try:
-                    assert await caller.call(callee.peer_id, ECHO, b"?", 3) == b"?"
-                    break
-                except ServiceError:
-                    await trio.sleep(0.05)
-        for speaker, listener in ((one, other), (other, one)):
-            word = secrets.token_bytes(8)
-            async with trio.open_nursery() as nursery:
-
-                async def repeat(speaker: Behaviour = speaker, word: bytes = word) -> None:
-                    while True:
-                        await speaker.publish(TOPIC, word)
-                        await trio.sleep(0.1)
-
-                nursery.start_soon(repeat)
-                while (await wait_event(listener, GossipReceived)).data != word:
-                    pass
-                nursery.cancel_scope.cancel()
-
-
-async def prepare(*nodes: Behaviour) -> None:
-    for node in nodes:
-        node.serve(ECHO, echo)
-        await node.subscribe(TOPIC, anything)
-
-
 async def test_a_peer_that_comes_back_is_usable_although_its_old_connection_never_closed(
     start_node: StartNode, nursery: trio.Nursery
 ) -> None:
@@ -107,16 +72,16 @@ async def test_a_peer_that_comes_back_is_usable_although_its_old_connection_neve
     before = await start_node(secret=secret)
     await prepare(hub, before)
     await before.connect(wire.address, PATIENCE)
-    await is_usable(before, hub)
+    await wait_usable(before, hub)
     wire.cut()
     after = await start_node(secret=secret)
     await prepare(after)
     await after.connect(hub.addresses()[0], PATIENCE)
-    await is_usable(after, hub)
+    await wait_usable(after, hub)
     with trio.fail_after(PATIENCE):
         while len(hub._swarm.get_connections()) > 1:  # noqa: ASYNC110 - upstream's table has no event
             await trio.sleep(0.05)
-    await is_usable(after, hub)
+    await wait_usable(after, hub)
 
 
 async def test_a_dead_connection_is_dialled_again(start_node: StartNode, nursery: trio.Nursery) -> None:
@@ -125,17 +90,10 @@ async def test_a_dead_connection_is_dialled_again(start_node: StartNode, nursery
     await nursery.start(wire.run)
     await prepare(hub, node)
     await node.connect(wire.address, PATIENCE)
-    await is_usable(node, hub)
+    await wait_usable(node, hub)
     wire.cut()
     await node.connect(hub.addresses()[0], PATIENCE)
-    await is_usable(node, hub)
-
-
-async def is_settled(*nodes: Behaviour) -> None:
-    """Wait until every node has one connection, and see that it stays so."""
-    with trio.fail_after(PATIENCE):
-        while any(len(node._swarm.get_connections()) != 1 for node in nodes):  # noqa: ASYNC110 - as above
-            await trio.sleep(0.05)
+    await wait_usable(node, hub)
 
 
 @pytest.mark.parametrize("_round", range(4))
@@ -153,9 +111,9 @@ async def dial_each_other(start_node: StartNode) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.connect, other.addresses()[0], PATIENCE)
         nursery.start_soon(other.connect, one.addresses()[0], PATIENCE)
-    await is_usable(one, other)
-    await is_settled(one, other)
-    await is_usable(one, other)
+    await wait_usable(one, other)
+    await wait_settled(one, other)
+    await wait_usable(one, other)
     assert (one.connected(), other.connected()) == ((other.peer_id,), (one.peer_id,))
 
 
@@ -166,18 +124,18 @@ async def test_of_two_mutual_connections_the_one_that_goes_is_kept_until_what_wa
     lower, greater = sorted((one, other), key=lambda node: node.peer_id)
     await prepare(one, other)
     await greater.connect(lower.addresses()[0], PATIENCE)
-    await is_usable(one, other)
+    await wait_usable(one, other)
     async with greater.open(lower.peer_id, ECHO, PATIENCE) as stream:
         await lower._swarm._try_each(Endpoint.from_str(greater.addresses()[0]), connect_anyway(lower))
-        await is_usable(one, other)
+        await wait_usable(one, other)
         for _ in range(3):
             await trio.sleep(1)  # long enough for it to be closed if it were taken for idle
             await stream.send(b"?", PATIENCE)
             assert await stream.receive(PATIENCE) == b"?"
         assert len(one._swarm.get_connections()) == 2
-    await is_settled(one, other)
+    await wait_settled(one, other)
     assert is_inbound(greater._swarm.get_connections()[0])
-    await is_usable(one, other)
+    await wait_usable(one, other)
 
 
 def connect_anyway(node: Behaviour) -> Callable[[Any], Awaitable[None]]:
@@ -200,7 +158,7 @@ async def test_a_peer_known_by_several_addresses_is_connected_once(start_node: S
     async with trio.open_nursery() as nursery:
         for address in (*named, *bare, *named):
             nursery.start_soon(node.connect, address, PATIENCE)
-    await is_settled(hub, node)
+    await wait_settled(hub, node)
     assert len(connections) == 1
 
 

@@ -18,49 +18,24 @@ from loremesh.network.settings import NetworkSettings
 from loremesh.network.udp import Address, bound, connected
 from loremesh.network.upstream.swarm import is_inbound
 from loremesh.network.upstream.watch import Watch
-from loremesh.primitives import MIB, PeerId
+from loremesh.primitives import MIB
 from loremesh.protocol.identity import peer_id_text
-from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+from loremesh.testing.loopback import (
+    ECHO,
+    PATIENCE,
+    TOPIC,
+    echo,
+    make_node,
+    prepare,
+    wait_event,
+    wait_settled,
+    wait_usable,
+)
 
 StartNode = Callable[..., Awaitable[Behaviour]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
 ANYWHERE = ("/ip4/127.0.0.1/udp/0/quic-v1",)
-QUIC = NetworkSettings(listen_addresses=ANYWHERE, handshake_timeout=PATIENCE)
-DIAL_ONLY = NetworkSettings(listen_addresses=(), handshake_timeout=PATIENCE)
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame, PATIENCE)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
-
-
-async def prepare(*nodes: Behaviour) -> None:
-    for node in nodes:
-        node.serve(ECHO, echo)
-        await node.subscribe(TOPIC, anything)
-
-
-async def is_usable(one: Behaviour, other: Behaviour) -> None:
-    """Call both ways, again until it works or patience ends."""
-    with trio.fail_after(PATIENCE):
-        for caller, callee in ((one, other), (other, one)):
-            while True:
-                try:
-                    assert await caller.call(callee.peer_id, ECHO, b"?", 3) == b"?"
-                    break
-                except ServiceError:
-                    await trio.sleep(0.05)
-
-
-async def is_settled(*nodes: Behaviour) -> None:
-    with trio.fail_after(PATIENCE):
-        while any(len(node._swarm.get_connections()) != 1 for node in nodes):  # noqa: ASYNC110 - no event tells of it
-            await trio.sleep(0.05)
+QUIC = NetworkSettings(listen_addresses=ANYWHERE)
+DIAL_ONLY = NetworkSettings(listen_addresses=())
 
 
 def port_of(address: str) -> int:
@@ -196,9 +171,9 @@ async def test_two_nodes_that_dial_each_other_at_once_can_talk_and_keep_one_conn
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.connect, other.addresses()[0], PATIENCE)
             nursery.start_soon(other.connect, one.addresses()[0], PATIENCE)
-        await is_usable(one, other)
-        await is_settled(one, other)
-        await is_usable(one, other)
+        await wait_usable(one, other)
+        await wait_settled(one, other)
+        await wait_usable(one, other)
         lower, greater = sorted((one, other), key=lambda node: node.peer_id)
         assert is_inbound(lower._swarm.get_connections()[0]) is not is_inbound(greater._swarm.get_connections()[0])
 
@@ -213,7 +188,7 @@ async def test_of_a_peer_dialled_at_many_addresses_at_once_one_connection_is_see
         for address in (*hub.addresses(), *bare, *hub.addresses()):
             nursery.start_soon(node.connect, address, PATIENCE)
     await wait_event(node, PeerConnected)
-    await is_settled(hub, node)
+    await wait_settled(hub, node)
     assert len(seen) == 1
 
 
@@ -307,12 +282,12 @@ async def test_a_peer_that_comes_back_is_usable_although_its_old_connection_neve
     wire = Wire(hub)
     await nursery.start(wire.run)
     await node.connect(wire.address, PATIENCE)
-    await is_usable(hub, node)
+    await wait_usable(hub, node)
     wire.is_cut = True
     assert await node.connect(hub.addresses()[0], PATIENCE) == hub.peer_id
-    await is_usable(hub, node)
-    await is_settled(hub, node)
-    await is_usable(hub, node)
+    await wait_usable(hub, node)
+    await wait_settled(hub, node)
+    await wait_usable(hub, node)
 
 
 async def test_a_call_to_a_peer_that_has_frozen_ends_at_its_deadline(
@@ -323,7 +298,7 @@ async def test_a_call_to_a_peer_that_has_frozen_ends_at_its_deadline(
     wire = Wire(hub)
     await nursery.start(wire.run)
     await node.connect(wire.address, PATIENCE)
-    await is_usable(hub, node)
+    await wait_usable(hub, node)
     wire.is_cut = True
     with pytest.raises(ServiceError):
         await node.call(hub.peer_id, ECHO, bytes(MIB), 0.5)

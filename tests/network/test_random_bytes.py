@@ -13,9 +13,8 @@ import trio
 from loremesh.errors import Fault
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import CallServed, GossipReceived, PeerConnected
-from loremesh.network.frames import Stream
 from loremesh.primitives import PeerId
-from loremesh.testing.loopback import PATIENCE, wait_event
+from loremesh.testing.loopback import ECHO, PATIENCE, TOPIC, anything, echo, wait_event
 
 from libp2p.crypto.secp256k1 import create_new_key_pair  # isort: skip
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair  # isort: skip
@@ -31,8 +30,6 @@ from multiaddr import Multiaddr  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 StartStock = Callable[..., Awaitable[Any]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
 GOSSIP = "/meshsub/1.1.0"
 PROTOCOLS = [GOSSIP, "/loremesh/kad/1.0.0", "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", ECHO]
 
@@ -49,15 +46,6 @@ def junk(seed: int) -> list[bytes]:
         b"\x13/multistream/1.0.0\n" + dice.randbytes(100),
         encode_varint_prefixed(dice.randbytes(50)),
     ]
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 @pytest.fixture

@@ -9,29 +9,17 @@ import trio
 from loremesh.errors import Fault, Unreachable, UsageError
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import CallServed, GossipReceived, PeerConnected, PeerDisconnected
-from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.relay import HOP, STOP
 from loremesh.primitives import KIB, MIB, PeerId
 from loremesh.protocol.identity import peer_id_text
-from loremesh.testing.loopback import PATIENCE, make_node, wait_event
+from loremesh.testing.loopback import ECHO, PATIENCE, TOPIC, anything, echo, make_node, wait_event
 
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as CircuitPeer  # isort: skip
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import StopMessage  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
 RELAY = NetworkSettings(relay=True)
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame, PATIENCE)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 async def reachable(node: Behaviour) -> str:

@@ -11,9 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import PeerConnected
-from loremesh.network.frames import Stream
 from loremesh.network.upstream.gate import OnceSignedNoise
-from loremesh.testing.loopback import PATIENCE, wait_event
+from loremesh.testing.loopback import ECHO, PATIENCE, echo, wait_event
 
 from libp2p import new_host  # isort: skip
 from libp2p.crypto.ed25519 import create_new_key_pair as new_ed25519_key_pair  # isort: skip
@@ -28,7 +27,6 @@ from multiaddr import Multiaddr  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 StartStock = Callable[..., Awaitable[Any]]
-ECHO = "/loremesh/echo/1"
 
 
 class CountingKey(PrivateKey):
@@ -95,11 +93,6 @@ class EcdsaPrivateKey(PrivateKey):
 def new_ecdsa_key_pair() -> KeyPair:
     private = EcdsaPrivateKey()
     return KeyPair(private, private.get_public_key())
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame)
 
 
 async def try_to_use(stranger: Any, node: Behaviour) -> bytes:

@@ -14,7 +14,7 @@ from loremesh.network.events import GossipReceived, GossipRefused, PeerConnected
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.upstream.gossipsub import ByteBoundedQueue, Router, message_id
 from loremesh.primitives import MIB, PeerId
-from loremesh.testing.loopback import PATIENCE, wait_event
+from loremesh.testing.loopback import PATIENCE, TOPIC, anything, wait_event
 
 from libp2p import new_host  # isort: skip
 from libp2p.abc import INetStream  # isort: skip
@@ -32,13 +32,8 @@ from multiaddr import Multiaddr  # isort: skip
 
 StartNode = Callable[..., Awaitable[Behaviour]]
 StartStock = Callable[..., Awaitable[Any]]
-TOPIC = "/loremesh/test/1"
 OTHER_TOPIC = "/loremesh/test/2"
 GOSSIP = "/meshsub/1.1.0"
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 def signed(keys: KeyPair, data: bytes = b"data", **changes: Any) -> rpc_pb2.Message:

@@ -10,24 +10,12 @@ import trio
 from loremesh.errors import Unreachable
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import GossipReceived, PeerConnected, PeerDisconnected
-from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
-from loremesh.primitives import KIB, MIB, PeerId
-from loremesh.testing.loopback import PATIENCE, wait_event
+from loremesh.primitives import KIB, MIB
+from loremesh.testing.loopback import ECHO, PATIENCE, TOPIC, anything, echo, wait_event
 
 StartNode = Callable[..., Awaitable[Behaviour]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
 BOTH = NetworkSettings(listen_addresses=("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws"))
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame, PATIENCE)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 def port_of(address: str) -> int:

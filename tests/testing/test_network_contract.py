@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import pytest
 import trio
@@ -35,12 +35,8 @@ from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import KIB, MIB, PeerId
 from loremesh.protocol.identity import Identity, peer_id_text
+from loremesh.testing.loopback import ECHO, PATIENCE, TOPIC, anything, echo, patient, wait_event
 from loremesh.testing.memory_network import MemoryNetwork
-
-Event = TypeVar("Event", bound=NetworkEvent)
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
-PATIENCE = 30.0
 
 
 class Node(Protocol):
@@ -94,7 +90,7 @@ class World:
 
 
 def make_real(identity: Identity, settings: NetworkSettings) -> Node:
-    return Behaviour(identity, settings)
+    return Behaviour(identity, patient(settings))
 
 
 @pytest.fixture(params=["memory", "libp2p"])
@@ -105,14 +101,6 @@ def world(request: pytest.FixtureRequest, nursery: trio.Nursery) -> World:
         return network.node(identity, settings)
 
     return World(make_in_memory if request.param == "memory" else make_real, nursery)
-
-
-async def wait_event(node: Node, kind: type[Event]) -> Event:
-    with trio.fail_after(PATIENCE):
-        while True:
-            event = await node.events.receive()
-            if isinstance(event, kind):
-                return event
 
 
 async def next_but_calls(node: Node) -> NetworkEvent:
@@ -127,15 +115,6 @@ async def link(one: Node, other: Node) -> None:
     await one.connect(other.addresses()[0], PATIENCE)
     await wait_event(one, PeerConnected)
     await wait_event(other, PeerConnected)
-
-
-async def echo(stream: Stream) -> None:
-    while (frame := await stream.receive(PATIENCE)) is not None:
-        await stream.send(frame, PATIENCE)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 def only_good(_signer: PeerId, data: bytes) -> None:
