@@ -1,7 +1,7 @@
 """A node's figures: each read where it is kept, at the moment it is asked for. docs/metrics.md explains them."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import trio
 
@@ -36,7 +36,7 @@ def figures_of(services: Services, tally: Tally, accepted: int, now: Millis) -> 
 
 def _node(services: Services) -> Iterator[Figure]:
     story = services.story.chain.store.story.hex() if services.story else ""
-    yield _labelled(
+    yield Figure(
         "loremesh_node_info",
         Kind.GAUGE,
         "Always 1; the labels say which node this is.",
@@ -50,7 +50,7 @@ def _node(services: Services) -> Iterator[Figure]:
 def _network(services: Services) -> Iterator[Figure]:
     network, heard = services.network, services.heard
     liveness = services.peers.liveness()
-    yield _labelled(
+    yield Figure(
         "loremesh_peers",
         Kind.GAUGE,
         "Peers we have heard from, by what we think of them.",
@@ -69,7 +69,7 @@ def _network(services: Services) -> Iterator[Figure]:
 
 
 def _rules(tally: Tally) -> Iterator[Figure]:
-    yield _labelled(
+    yield Figure(
         "loremesh_rejected_total",
         Kind.COUNTER,
         "What came from peers and broke a rule.",
@@ -81,7 +81,7 @@ def _rules(tally: Tally) -> Iterator[Figure]:
 
 def _calls(server: LlmServer, tally: Tally) -> Iterator[Figure]:
     yield _counter("loremesh_llm_calls_total", "Clients' calls to models, answered in full.", tally.calls)
-    yield _labelled(
+    yield Figure(
         "loremesh_llm_tokens_total",
         Kind.COUNTER,
         "Tokens of o200k_base in those calls.",
@@ -89,7 +89,7 @@ def _calls(server: LlmServer, tally: Tally) -> Iterator[Figure]:
         {("prompt",): tally.prompt_tokens, ("completion",): tally.completion_tokens},
     )
     yield _counter("loremesh_llm_busy_total", "Calls that there was no room for.", server.busy)
-    yield _labelled(
+    yield Figure(
         "loremesh_llm_errors_total",
         Kind.COUNTER,
         "Calls that were refused or failed, by what the client was told.",
@@ -130,9 +130,3 @@ def _gauge(name: str, meaning: str, value: float) -> Figure:
 
 def _counter(name: str, meaning: str, value: float) -> Figure:
     return Figure(name, Kind.COUNTER, meaning, (), {(): float(value)})
-
-
-def _labelled(
-    name: str, kind: Kind, meaning: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
-) -> Figure:
-    return Figure(name, kind, meaning, labels, values)
