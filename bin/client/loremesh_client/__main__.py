@@ -1,11 +1,15 @@
 """Start the `loremesh` program."""
 
-from loremesh.cli.errors import run
-from loremesh.cli.main import app
+from loremesh.cli.stopping import leave_at_interrupt
 
 
 def main() -> None:
     """Run it with the arguments of this process."""
+    leave_at_interrupt()
+    # After that, because these take long enough for Ctrl-C to come in between.
+    from loremesh.cli.errors import run  # noqa: PLC0415 - as said
+    from loremesh.cli.main import app  # noqa: PLC0415 - as said
+
     run(app, "loremesh")
 
 

@@ -33,13 +33,15 @@ def canon(
 async def _show(settings: "Settings", follow: bool) -> None:  # noqa: FBT001 - trio.run passes positions
     import trio
 
+    from loremesh.cli.present import under_way
     from loremesh.protocol.genesis import story_id
     from loremesh.roles.client import Copy, visit
 
-    async with visit(settings) as guest:
+    async with under_way("fetching and checking the story") as end_waiting, visit(settings) as guest:
         genesis = await guest.fetch_story()
         copy = Copy(genesis)
         await guest.fetch(copy)
+        await end_waiting()
         if not follow:
             _print_all(settings, genesis, copy)
             return

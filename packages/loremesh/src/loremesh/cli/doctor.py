@@ -28,12 +28,19 @@ def doctor(
 
     import trio
 
-    checks = trio.run(_look, settings, base_url or settings.base_url)
+    checks = trio.run(_look_patiently, settings, base_url or settings.base_url)
     if settings.json_output:
         typer.echo(json.dumps(checks_view(checks), ensure_ascii=False))
     else:
         _print(checks)
     raise typer.Exit(next((check.code for check in checks if not check.ok), 0))
+
+
+async def _look_patiently(settings: "Settings", base_url: str | None) -> "list[Check]":
+    from loremesh.cli.present import under_way
+
+    async with under_way("looking at this machine and the nodes"):
+        return await _look(settings, base_url)
 
 
 async def _look(settings: "Settings", base_url: str | None) -> "list[Check]":
@@ -59,16 +66,18 @@ def checks_view(checks: "list[Check]") -> dict[str, Any]:
 def _print(checks: "list[Check]") -> None:
     from rich.text import Text
 
-    from loremesh.cli.present import console
+    from loremesh.cli.present import beside, console
     from loremesh.logs import printable
 
     out = console()
     width = max(len(check.name) for check in checks)
     for check in checks:
-        line = Text("ok  " if check.ok else "NO  ", "green" if check.ok else "bold red")
-        out.print(line.append(f"{check.name:<{width}}  {printable(check.detail)}", "default"))
+        mark = Text("ok  " if check.ok else "NO  ", "green" if check.ok else "bold red")
+        label = Text.assemble(mark, f"{check.name:<{width}}  ")
+        out.print(beside(out, label, Text(printable(check.detail))))
         if check.remedy:
-            out.print(Text(f"    {'':<{width}}  → {printable(check.remedy)}", "yellow"))
+            label = Text(f"{'':{label.cell_len}}→ ", "yellow")
+            out.print(beside(out, label, Text(printable(check.remedy), "yellow")))
     failed = sum(not check.ok for check in checks)
     if failed:
         out.print(Text(f"{failed} of {len(checks)} checks failed", "bold red"))

@@ -65,7 +65,9 @@ def _print(view: dict[str, Any]) -> None:
     from loremesh.cli.present import console
     from loremesh.logs import printable
 
-    table = Table("model", "executors", "context", "gwei per 1,000 tokens", box=None, header_style="dim")
+    table = Table("model", box=None, pad_edge=False, header_style="dim")
+    for name in ("executors", "context", "gwei per 1,000 tokens"):
+        table.add_column(name, justify="right")
     for model in view["models"]:
         numbers = str(len(model["executors"])), str(model["context"]), str(model["price"])
         table.add_row(escape(printable(model["id"])), *numbers)

@@ -23,9 +23,10 @@ def peers(flags: Flags) -> None:
 
 
 async def _show(settings: "Settings") -> None:
+    from loremesh.cli.present import under_way
     from loremesh.roles.client import visit
 
-    async with visit(settings) as guest:
+    async with under_way("asking who is there"), visit(settings) as guest:
         found = await guest.survey()
     view = peers_view(found)
     if settings.json_output:
@@ -59,9 +60,12 @@ def _print(view: dict[str, Any]) -> None:
 
     from loremesh.cli.present import console
 
-    table = Table("peer", "roles", "models", "height", "ms", "address", box=None, header_style="dim")
+    table = Table("peer", "roles", "models", box=None, pad_edge=False, header_style="dim")
+    table.add_column("height", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("address")
     for peer in view["peers"]:
-        latency = "unreachable" if peer["latency_ms"] is None else str(peer["latency_ms"])
+        latency = "unreachable" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f}"
         name = "…" + peer["peer_id"][-8:] + (" (tracker)" if peer["peer_id"] == view["tracker"] else "")
         address = peer["addresses"][0].partition("/p2p/")[0] if peer["addresses"] else ""
         table.add_row(name, " ".join(peer["roles"]), " ".join(peer["models"]), str(peer["height"]), latency, address)

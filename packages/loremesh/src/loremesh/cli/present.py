@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 from rich.console import Console
+from rich.text import Text
 
 from loremesh.logs import printable
 from loremesh.primitives import PeerId
@@ -15,6 +16,7 @@ from loremesh.protocol.identity import peer_id_text
 
 _SHORT: Final = 8
 _READABLE: Final = 100
+_NARROWEST: Final = 20
 _NEVER_WRAP: Final = 10_000
 _UNDER_WAY: Final = 1.0
 
@@ -32,6 +34,14 @@ def console() -> Console:
     if sys.stdout.isatty():
         return _Console(highlight=False, width=min(_READABLE, Console().width))
     return _Console(highlight=False, width=_NEVER_WRAP)
+
+
+def beside(out: Console, label: Text, what: Text) -> Text:
+    """Put `what` beside a label: lines that a terminal is too narrow for go on under the first, not under the label."""
+    lines = what.wrap(out, max(out.width - label.cell_len, _NARROWEST))
+    for line in lines:
+        line.rstrip()
+    return label + Text("\n" + " " * label.cell_len).join(lines)
 
 
 def short_peer(peer_id: PeerId) -> str:

@@ -29,13 +29,15 @@ def suggest(
 
 
 async def _suggest(settings: "Settings", text: str, wait: bool) -> None:  # noqa: FBT001 - trio.run passes positions
+    from loremesh.cli.present import under_way
     from loremesh.protocol.genesis import story_id
     from loremesh.protocol.transaction import transaction_hash
     from loremesh.roles.client import visit
     from loremesh.roles.node import identity_of, make_directory
 
     make_directory(settings.data_dir)
-    async with visit(settings, identity_of(settings)) as guest:
+    what = "waiting for a block to take it in" if wait else "handing it over"
+    async with under_way(what), visit(settings, identity_of(settings)) as guest:
         genesis = await guest.fetch_story()
         transaction = await guest.suggest(genesis, one_line(text))
         name = transaction_hash(story_id(genesis), transaction.body)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from loremesh.config import Settings
     from loremesh.primitives import Hash
     from loremesh.roles.client import Copy
+
+_LINE: Final = 96
+"""Longest line, in a pipe as well; one that is quoted still fits into 100."""
+_EXCERPT: Final = 10
+"""Least that is shown of a paragraph."""
 
 
 @with_flags(*CLIENT_FLAGS)
@@ -25,9 +30,10 @@ def tree(flags: Flags) -> None:
 
 
 async def _show(settings: "Settings") -> None:
+    from loremesh.cli.present import under_way
     from loremesh.roles.client import Copy, visit
 
-    async with visit(settings) as guest:
+    async with under_way("fetching and checking the story"), visit(settings) as guest:
         copy = Copy(await guest.fetch_story())
         await guest.fetch(copy, branches=True)
     if settings.json_output:
@@ -91,21 +97,25 @@ def _print(copy: "Copy") -> None:
     out = console()
     view = tree_view(copy)
     branches = view["branches"]
+    digits = len(str(max(branch["height"] for branch in branches)))
     losers: dict[int, list[dict[str, Any]]] = {}
     for branch in branches[1:]:
         losers.setdefault(branch["from"], []).append(branch)
-    out.print(Text(f"0 {copy.store.story.hex()[:8]} {copy.store.genesis.title}", "bold"))
+    out.print(Text(f"{0:>{digits}} {copy.store.story.hex()[:8]} {copy.store.genesis.title}", "bold"))
     for block in [None, *branches[0]["blocks"]]:
         height = block["height"] if block else 0
         if block:
-            out.print(Text(_line(block), "green"))
+            out.print(Text(block_line(block, digits, out.width), "green"))
         for branch in losers.get(height, []):
             for lost in branch["blocks"]:
-                out.print(Text(f"  └ {_line(lost)} [{branch['fate']}]", "yellow"))
+                out.print(Text(block_line(lost, digits, out.width, "  └ ", f" [{branch['fate']}]"), "yellow"))
     count = len(branches) - 1
     out.print(Text(f"{count} branch{'' if count == 1 else 'es'} beside the canon" if count else "no forks", "dim"))
 
 
-def _line(block: dict[str, Any]) -> str:
-    excerpt = block["text"] if len(block["text"]) <= 60 else block["text"][:59] + "…"  # noqa: PLR2004 - fits a line
-    return f"{block['height']} {block['hash'][:8]} …{block['producer'][-8:]}  {excerpt}"
+def block_line(block: dict[str, Any], digits: int, width: int, before: str = "", after: str = "") -> str:
+    """Show a block in one line of the console, with as much of its paragraph as there is room for."""
+    start = f"{before}{block['height']:>{digits}} {block['hash'][:8]} …{block['producer'][-8:]}  "
+    room = max(min(width, _LINE) - len(start) - len(after), _EXCERPT)
+    text: str = block["text"]
+    return start + (text if len(text) <= room else text[: room - 1] + "…") + after

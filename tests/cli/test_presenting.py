@@ -1,0 +1,118 @@
+"""What people see: lines that fit their terminal, commands that can be copied, and no traceback at Ctrl-C."""
+
+import os
+import shlex
+import subprocess
+import sys
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from loremesh.cli.present import beside
+from loremesh.cli.tree import block_line
+
+INTERRUPTED = 130
+
+END_OF_A_DEMO = """
+from pathlib import Path
+from loremesh.cli.demo_show import Show
+Show(as_json=False).finale("The Reef Light", Path("/srv/a-folder-with-a-name-that-is-rather-long"))
+"""
+
+INTERRUPTED_WHILE = """
+import os, signal, sys
+
+class Interrupt:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == "{}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+from loremesh_client.__main__ import main
+sys.meta_path.insert(0, Interrupt)
+sys.argv = ["loremesh", "canon", "--bootstrap-nodes", "/ip4/127.0.0.1/tcp/9"]
+main()
+"""
+
+
+def block(height: int, text: str) -> dict[str, Any]:
+    return {"height": height, "hash": "ab" * 32, "producer": "16Uiu2HAm8Sjp4AexkDmWjqoy4K9rcu29", "text": text}
+
+
+def test_what_stands_beside_a_label_goes_on_under_itself_where_the_terminal_is_narrow() -> None:
+    out = Console(width=40, file=StringIO())
+    shown = beside(out, Text("ok  name  "), Text("the first words and the last ones of it"))
+    assert shown.plain == "ok  name  the first words and the last\n          ones of it"
+
+
+def test_what_stands_beside_a_label_is_one_line_where_there_is_room() -> None:
+    out = Console(width=10_000, file=StringIO())
+    assert beside(out, Text("label "), Text("word " * 200)).plain == "label " + ("word " * 200).rstrip()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 10_000])
+def test_a_block_of_a_tree_takes_one_line_whatever_the_terminal(width: int) -> None:
+    lines = [
+        block_line(block(9, "word " * 40), 3, width),
+        block_line(block(100, "word " * 40), 3, width, "  └ ", " [abandoned]"),
+    ]
+    assert all(len(line) <= min(width, 96) for line in lines)
+    assert all("…" in line.partition("  ")[2] for line in lines)
+    assert lines[1].endswith(" [abandoned]")
+
+
+def test_the_heights_of_a_tree_stand_below_each_other() -> None:
+    assert block_line(block(9, "Short."), 2, 80).index("abab") == block_line(block(10, "Short."), 2, 80).index("abab")
+
+
+def test_the_next_commands_of_the_demo_can_be_copied_from_a_narrow_terminal() -> None:
+    reading, terminal = os.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", END_OF_A_DEMO],
+            stdout=terminal,
+            env={**os.environ, "COLUMNS": "60", "TERM": "dumb"},
+            check=True,
+            timeout=60,
+        )
+        os.close(terminal)
+        shown = read_all(reading)
+    finally:
+        os.close(reading)
+    # A shell joins lines that end so; those that begin with two spaces are to be copied.
+    commands = [shlex.split(line) for line in shown.replace("\\\n", "").splitlines() if line.startswith("  ")]
+    assert [command[0].rpartition("/")[2] for command in commands[-6:]] == [
+        "loremesh-validator",
+        "loremesh-executor",
+        "export",
+        "loremesh",
+        "loremesh",
+        "loremesh",
+    ]
+    node = ["--data-dir", "/srv/a-folder-with-a-name-that-is-rather-long/validator"]
+    assert commands[-6][1:] == [*node, "--listen-address", "/ip4/127.0.0.1/tcp/4001"]
+
+
+def read_all(reading: int) -> str:
+    """Read what was written to a terminal that is closed by now."""
+    pieces = list[bytes]()
+    while True:
+        try:
+            piece = os.read(reading, 4096)
+        except OSError:  # what Linux says at the end of a terminal
+            piece = b""
+        if not piece:
+            return b"".join(pieces).decode().replace("\r\n", "\n")
+        pieces.append(piece)
+
+
+@pytest.mark.parametrize("module", ["loremesh.cli.errors", "loremesh.cli.main", "loremesh.config", "trio"])
+def test_ctrl_c_is_one_line_and_no_traceback_from_the_first_import_on(module: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE.format(module)], capture_output=True, check=False, timeout=60
+    )
+    assert ended.stderr.decode() == "loremesh: interrupted\n"
+    assert ended.returncode == INTERRUPTED
