@@ -58,6 +58,24 @@ async def play(blocks: int, executors: int, malicious: bool, as_json: bool) -> N
     directory = Path(tempfile.mkdtemp(prefix="loremesh-demo-"))
     show = Show(as_json=as_json)
     show.opening(_TITLE, executors)
+    try:
+        await _play_in(directory, blocks, executors, malicious, show, as_json=as_json)
+    except* KeyboardInterrupt:
+        shutil.rmtree(directory, ignore_errors=True)  # nobody was told of it
+        raise
+    if as_json:
+        shutil.rmtree(directory)  # nor here
+
+
+async def _play_in(
+    directory: Path,
+    blocks: int,
+    executors: int,
+    malicious: bool,  # noqa: FBT001 - as the user gives it
+    show: Show,
+    *,
+    as_json: bool,
+) -> None:
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         course = _Course(show)
         await _start_nodes(directory, executors, course, stack, nursery)
@@ -69,10 +87,8 @@ async def play(blocks: int, executors: int, malicious: bool, as_json: bool) -> N
             if not as_json:
                 show.quote("loremesh tree", await course.ask("tree"))
             canon = await course.ask("canon", *(["--json"] if as_json else []))
-            show.finale(canon, course.nodes, directory)
+            show.finale(canon, directory)
             nursery.cancel_scope.cancel()
-    if as_json:
-        shutil.rmtree(directory)  # nobody was told of it
 
 
 @contextmanager
@@ -143,7 +159,7 @@ class _Course:
         self._winners: dict[int, str] = {}
         self._news = trio.Event()
         self._stranger: Stranger | None = None
-        self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]]](_BACKLOG)
+        self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]] | trio.Event](_BACKLOG)
 
     async def listen(self, node: DemoNode) -> None:
         """Take in what a node says; when somebody ends it who is not the demo, start it again."""
@@ -153,6 +169,8 @@ class _Course:
                     self._winners[event["height"]] = event["producer"]
                 if self._stranger is not None:
                     self._stranger.take(node, event)
+                if event["event"] == "ready":
+                    self._show.listens(node)
                 await self._said.send((node, event))
                 self._ring()
             if node.stopping:
@@ -167,7 +185,11 @@ class _Course:
 
     async def present(self, guest: Visit) -> None:
         """Show what the nodes say; the text of a block is read from the node that told of it, as any client would."""
-        async for node, event in self._to_present:
+        async for said in self._to_present:
+            if isinstance(said, trio.Event):
+                said.set()
+                continue
+            node, event = said
             text = ""
             if event["event"] == "ready" and node.lives > 1:
                 with suppress(ServiceError):  # it may have been ended again
@@ -178,6 +200,12 @@ class _Course:
                     blocks = await guest.puller.blocks(peer_id_from_text(node.peer_id), self.story, [name])
                     text = blocks[0].content.text if blocks else ""
             self._show.event(node, event, self.nodes, text)
+
+    async def _catch_up(self) -> None:
+        """Wait until all that was said so far is shown, so that what the course says of it stands below it."""
+        shown = trio.Event()
+        await self._said.send(shown)
+        await shown.wait()
 
     async def meet(self) -> None:
         """Wait until all nodes are ready and know each other."""
@@ -244,12 +272,15 @@ class _Course:
 
     async def stop_the_race(self) -> None:
         """End the executors; the validator alone still serves what they wrote."""
+        await self._catch_up()
+        self._show.race_ends()
         for node in self.nodes[1:]:
             node.stopping = True
             node.process.terminate()
         with _patience("the executors to end", _HEAL_TIMEOUT):
             for node in self.nodes[1:]:
                 await node.process.wait()
+        await self._catch_up()
         self._show.race_is_over(self.nodes[0])
 
     async def _fork(self) -> None:
@@ -266,6 +297,7 @@ class _Course:
             return before < heights[0] < heights[1]
 
         await self._wait("both sides to go on", forked, _CUT_TIMEOUT)
+        await self._catch_up()
         self._show.forked(here, there)
 
     def _sides(self) -> tuple[list[DemoNode], list[DemoNode]]:
@@ -279,6 +311,7 @@ class _Course:
             node.deny([])
         self._show.healing()
         await self._wait("the fork to heal", self._agree, _HEAL_TIMEOUT)
+        await self._catch_up()
         self._show.healed(self.nodes)
 
     async def _grow_to(self, height: int) -> None:

@@ -11,12 +11,28 @@ from rich.rule import Rule
 from rich.text import Text
 
 from loremesh.cli.demo_nodes import DemoNode, program
-from loremesh.cli.present import console
+from loremesh.cli.present import beside, console
 
 _INDENT: Final = 10
 _NAME: Final = 8
 """Letters of a peer id that are shown: its last ones, they all begin alike."""
 _COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "red")
+_NEXT: Final = """\
+Go on with this story: start its validator again, and in a second terminal an executor.
+
+  {validator} --data-dir {directory}/validator \\
+      --listen-address /ip4/127.0.0.1/tcp/4001
+  {executor} --data-dir {directory}/executor-1 \\
+      --listen-address /ip4/127.0.0.1/tcp/0 --bootstrap-nodes /ip4/127.0.0.1/tcp/4001
+
+In a third, see who is there, ask for a turn of events, and read along (Ctrl-C ends it).
+
+  export LOREMESH_BOOTSTRAP_NODES=/ip4/127.0.0.1/tcp/4001
+  {client} peers
+  {client} suggest "A ship without lights comes in."
+  {client} canon --follow
+
+The README shows how to begin a story of your own. All of this one is in {directory}."""
 
 
 class Show:
@@ -30,6 +46,7 @@ class Show:
         self._as_json = as_json
         self._console = console()
         self._shown: set[str] = set()
+        self._ending = False
         self._began = time.monotonic()
 
     def opening(self, title: str, executors: int) -> None:
@@ -41,17 +58,19 @@ class Show:
         """Tell whether the paragraph of the block in `event` is wanted with it."""
         return not self._as_json and event["event"] == "head" and event["hash"] not in self._shown
 
+    def listens(self, node: DemoNode) -> None:
+        """Say at once that a node can be used: until the race is on, this is all there is to see."""
+        self._line(f"{node.name} listens at {node.address.partition('/p2p/')[0]}", "dim")
+
     def event(self, node: DemoNode, event: dict[str, Any], nodes: list[DemoNode], text: str) -> None:
         """Show what a node said, if it is news."""
         if self._as_json:
             sys.stdout.write(json.dumps({**event, "node": node.name}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        elif event["event"] == "ready":
-            self._line(f"{node.name} listens at {event['addresses'][0].partition('/p2p/')[0]}", "dim")
         elif event["event"] == "head" and event["hash"] not in self._shown:
             self._shown.add(event["hash"])
             self._show_block(event, nodes, text)
-        elif event["event"] == "state" and event["height"]:
+        elif event["event"] == "state" and event["height"] and not self._ending:
             now = "is the tracker of the next round" if event["state"] == "tracker" else "is a peer again"
             self._line(f"{node.name} {now}", "dim")
         elif event["event"] == "head" and event["reorg_depth"]:
@@ -114,40 +133,33 @@ class Show:
         """Say that the story is as it would have been."""
         self._line(f"all {len(nodes)} nodes have head {nodes[0].head[:8]}, and no lie is in it", "bold green")
 
+    def race_ends(self) -> None:
+        """Show no more who is the tracker: nodes that stop are stood in for by those that stop a little later."""
+        self._ending = True
+
     def race_is_over(self, validator: DemoNode) -> None:
         """Say how far the story got."""
         seconds = time.monotonic() - self._began
         ended = f"{validator.height} blocks in {seconds:.0f} s, one head everywhere: {validator.head[:8]}"
         self._line(ended, "bold green")
 
-    def quote(self, command: str, output: str) -> None:
-        """Show a command of the client and what it printed."""
+    def quote(self, command: str, output: str, *, is_prose: bool = False) -> None:
+        """Show a command of the client and what it printed; lines of prose are wrapped, others cut."""
         self._print(Text(f"\n  $ {command}", "bold"))
         for line in output.rstrip().splitlines():
-            self._print(Padding(Text(line), (0, 0, 0, 2)))
+            shown = Text(line) if is_prose else Text(line, no_wrap=True, overflow="ellipsis")
+            self._print(Padding(shown, (0, 0, 0, 2)))
         self._print(Text())
 
-    def finale(self, canon: str, nodes: list[DemoNode], directory: Path) -> None:
+    def finale(self, canon: str, directory: Path) -> None:
         """Show the canon, and what to try next; with JSON, the canon alone."""
         if self._as_json:
             sys.stdout.write(canon.rstrip() + "\n")
             return
-        self.quote("loremesh canon", canon)
-        where, executor, client = directory / "validator", program("loremesh-executor"), program("loremesh")
+        self.quote("loremesh canon", canon, is_prose=True)
         self._heading("next")
-        self._print(
-            Text(
-                "Go on with this story: start its validator again, and in a second terminal an executor:\n"
-                f"  {program('loremesh-validator')} --data-dir {where} --listen-address /ip4/127.0.0.1/tcp/4001\n"
-                f"  {executor} --data-dir {directory / 'executor-1'} "
-                f"--bootstrap-nodes /ip4/127.0.0.1/tcp/4001/p2p/{nodes[0].peer_id}\n"
-                "Read along, ask for a turn of events, see who is there:\n"
-                f"  {client} canon --follow --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                f"  {client} suggest 'A ship without lights comes in.' --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                f"  {client} peers --bootstrap-nodes /ip4/127.0.0.1/tcp/4001\n"
-                "(the README shows how to begin a story of your own)"
-            )
-        )
+        # To be copied: nothing may break these lines but what a shell joins again.
+        self._print(Text(_NEXT.format(directory=directory, **_programs())), soft_wrap=True)
 
     def _heading(self, text: str) -> None:
         if self._console.is_terminal:
@@ -168,9 +180,18 @@ class Show:
         self._stamp(Text(text, style))
 
     def _stamp(self, text: Text) -> None:
-        stamped = Text(f"{time.monotonic() - self._began:5.1f} s  ", "dim")
-        self._print(stamped.append_text(text))
+        stamp = Text(f"{time.monotonic() - self._began:5.1f} s  ", "dim")
+        self._print(beside(self._console, stamp, text))
 
-    def _print(self, what: Any) -> None:  # noqa: ANN401 - whatever rich renders
+    def _print(self, what: Any, *, soft_wrap: bool = False) -> None:  # noqa: ANN401 - whatever rich renders
         if not self._as_json:
-            self._console.print(what)
+            self._console.print(what, soft_wrap=soft_wrap)
+
+
+def _programs() -> dict[str, str]:
+    """Give the programs as a shell in this folder finds them, by the names that `_NEXT` has for them."""
+    return {
+        "validator": program("loremesh-validator"),
+        "executor": program("loremesh-executor"),
+        "client": program("loremesh"),
+    }
