@@ -34,7 +34,8 @@ from loremesh.protocol.cards import (
 )
 from loremesh.protocol.codec import decode
 from loremesh.protocol.identity import Identity
-from loremesh.protocol.wire import MessageType, expect, seal, unseal
+from loremesh.protocol.wire import MessageType, expect, seal
+from loremesh.services.asked import receive_request
 from loremesh.services.happenings import Clock, Happening, PeerChanged, Tell
 from loremesh.services.latest import Latest
 from loremesh.services.slots import PerMinute
@@ -52,7 +53,6 @@ _MOST_KEPT: Final = 512
 _PER_MINUTE: Final = 60
 """Of one signer: twice what an executor makes, for they can be held up and come together."""
 _ADDRESSES: Final = 4
-_REQUEST_TIMEOUT: Final = 10.0
 _PUBLISH_TIMEOUT: Final = 10.0
 _COUNTED: Final = 2**16 - 1
 _GONE: Final = ("dead", "left")
@@ -173,10 +173,7 @@ class CardService:
             ProtocolError: The peer broke a rule.
             ServiceError: The peer went away, or was too slow.
         """
-        frame = await stream.receive(_REQUEST_TIMEOUT)
-        if frame is None:
-            raise InvalidMessage(Fault.UNFINISHED, "no request")
-        kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
+        kind, payload = await receive_request(stream, self.identity.peer_id)
         if kind is not MessageType.CARDS_REQUEST:
             raise InvalidMessage(Fault.UNEXPECTED, f"{kind} on the protocol of cards")
         found = self.fresh(decode(CardsRequest, payload).model)

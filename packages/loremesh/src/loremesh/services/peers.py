@@ -37,6 +37,7 @@ from loremesh.protocol.wire import (
     sign_card,
     unseal,
 )
+from loremesh.services.asked import receive_request
 from loremesh.services.chain import Penalize
 from loremesh.services.happenings import Clock, PeerChanged, Tell
 from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT, SUSPECT_AFTER, Known, Liveness
@@ -192,10 +193,7 @@ class PeerService:
             ProtocolError: The peer broke a rule.
             ServiceError: The peer went away, or was too slow.
         """
-        frame = await stream.receive(_ANSWER)
-        if frame is None:
-            raise InvalidMessage(Fault.UNFINISHED, "no request")
-        kind, payload = unseal(frame, stream.peer_id, self.identity.peer_id)
+        kind, payload = await receive_request(stream, self.identity.peer_id, _ANSWER)
         if kind is MessageType.PEER_JOIN:
             record = decode(PeerRecord, payload)
             self._take_word_in_person(record, stream.peer_id)

@@ -30,12 +30,11 @@ from loremesh.protocol.wire import (
     TransactionAccepted,
     seal,
     seal_bytes,
-    unseal,
 )
+from loremesh.services.asked import receive_request
 from loremesh.services.chain import ChainService
 from loremesh.services.happenings import Clock
 
-_REQUEST_TIMEOUT: Final = 10.0
 _MAX_TIPS: Final = 64
 _NEWEST_TIPS: Final = 16
 """Always told; of older ones, where not all fit, others in each answer: whoever asks on hears of every branch."""
@@ -73,10 +72,7 @@ class SyncServer:
             ProtocolError: The peer broke a rule.
             ServiceError: The peer went away, or was too slow.
         """
-        frame = await stream.receive(_REQUEST_TIMEOUT)
-        if frame is None:
-            raise InvalidMessage(Fault.UNFINISHED, "no request")
-        kind, payload = unseal(frame, stream.peer_id, self._identity.peer_id)
+        kind, payload = await receive_request(stream, self._identity.peer_id)
         if kind is MessageType.STATUS_REQUEST:
             decode(Nothing, payload)
             await self._send(stream, MessageType.STATUS, self._status())
