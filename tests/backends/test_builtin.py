@@ -1,6 +1,5 @@
 """The builtin backend: one request, one answer; a story that goes on, follows its premise and never repeats itself."""
 
-import dataclasses
 import hashlib
 import re
 import struct
@@ -30,6 +29,7 @@ from loremesh.backends.prompt import ParagraphRequest
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, Height, StoryId
 from loremesh.protocol.content.paragraph import check_paragraph, fold_paragraph
+from loremesh.testing.builders import paragraph_request
 
 TITLE = "The Redrawn Coast"
 PREMISE = "A lighthouse keeper finds a map that redraws itself every night."
@@ -41,19 +41,9 @@ def digest(text: str) -> bytes:
 
 
 def request(height: int = 1, paragraphs: tuple[str, ...] = (), **changes: object) -> ParagraphRequest:
-    made = ParagraphRequest(
-        story=StoryId(Hash(digest("story"))),
-        title=TITLE,
-        premise=PREMISE,
-        language="en",
-        height=Height(height),
-        paragraphs=paragraphs,
-        suggestions=(),
-        max_words=140,
-        max_context=30,
-        seed=digest(f"seed {height}"),
-    )
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # the caller names real fields
+    own = {"story": StoryId(Hash(digest("story"))), "title": TITLE, "premise": PREMISE}
+    now = {"height": Height(height), "paragraphs": paragraphs, "seed": digest(f"seed {height}")}
+    return paragraph_request(**{**own, **now, **changes})
 
 
 def story(length: int, **changes: object) -> tuple[str, ...]:

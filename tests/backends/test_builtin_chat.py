@@ -13,15 +13,22 @@ from loremesh.backends.builtin import BuiltinBackend
 from loremesh.backends.chat import ChatEnd, ChatRequest
 from loremesh.backends.grammar.answering import compose
 from loremesh.backends.grammar.telling import tell
-from loremesh.backends.prompt import ParagraphRequest, build_messages, read_prompt
+from loremesh.backends.prompt import build_messages, read_prompt
 from loremesh.backends.tokens import load_counter
 from loremesh.errors import BackendRefused
-from loremesh.primitives import Hash, Height, StoryId
+from loremesh.primitives import Height
 from loremesh.protocol.content.paragraph import check_paragraph, fold_paragraph
 from loremesh.protocol.llm import ChatMessage
+from loremesh.testing.builders import paragraph_request
 
 QUESTION = "Write a story about a lighthouse keeper named Mara who finds a map."
 JSON = {"type": "json_object"}
+THIRD = paragraph_request(
+    premise="A keeper named Mara finds a map.",
+    height=Height(3),
+    paragraphs=("One.", "Two."),
+    suggestions=("a talking fox", "rain"),
+)
 
 
 def request(asked: str = QUESTION, begun: str | None = None, **changes: Any) -> ChatRequest:
@@ -152,23 +159,8 @@ async def test_it_looks_as_slow_as_it_is_told_to_and_can_be_stopped_in_the_middl
     assert 0 < len(pieces) < len(answer(request()).split())
 
 
-def paragraph_request(height: int = 3) -> ParagraphRequest:
-    return ParagraphRequest(
-        story=StoryId(Hash(bytes(32))),
-        title="The Lamp",
-        premise="A keeper named Mara finds a map.",
-        language="en",
-        height=Height(height),
-        paragraphs=("One.", "Two."),
-        suggestions=("a talking fox", "rain"),
-        max_words=140,
-        max_context=30,
-        seed=bytes(32),
-    )
-
-
 def test_a_prompt_for_a_paragraph_is_answered_with_that_paragraph() -> None:
-    messages = build_messages(paragraph_request(), 4096, "0123456789abcdef")
+    messages = build_messages(THIRD, 4096, "0123456789abcdef")
     told = answer(request(messages=messages))
     check_paragraph(told, 140)
     assert fold_paragraph(told, 140) == told
@@ -178,13 +170,13 @@ def test_a_prompt_for_a_paragraph_is_answered_with_that_paragraph() -> None:
 
 
 def test_a_prompt_can_be_read_back_and_no_other_text_is_taken_for_one() -> None:
-    (_, user) = build_messages(paragraph_request(), 4096, "0123456789abcdef")
+    (_, user) = build_messages(THIRD, 4096, "0123456789abcdef")
     parts = read_prompt(user.content)
     assert parts is not None
     assert (parts.title, parts.premise) == ("The Lamp", "A keeper named Mara finds a map.")
     assert (parts.paragraphs, parts.suggestions) == (("One.", "Two."), ("a talking fox", "rain"))
     assert parts.height == 3
-    assert tell(paragraph_request())
+    assert tell(THIRD)
     assert read_prompt(QUESTION) is None
 
 

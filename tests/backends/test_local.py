@@ -9,14 +9,13 @@ import trio
 
 from loremesh.backends.chat import ChatRequest
 from loremesh.backends.local import LocalBackend, check_processor
-from loremesh.backends.prompt import ParagraphRequest
 from loremesh.backends.writer import ChatWriter
 from loremesh.config import models_directory
 from loremesh.errors import MachineError, PromptTooLong, UsageError
-from loremesh.primitives import Hash, Height, StoryId
 from loremesh.protocol.content.paragraph import check_paragraph
 from loremesh.protocol.llm import ChatMessage
 from loremesh.storage.weights import known_weights
+from loremesh.testing.builders import paragraph_request
 
 ENGINE = importlib.util.find_spec("xllamacpp") is not None
 WEIGHTS = known_weights("smollm2").path(models_directory())
@@ -101,18 +100,7 @@ async def test_a_prompt_beyond_the_context_has_its_own_error(local: LocalBackend
 
 @real
 async def test_a_real_model_writes_a_paragraph(local: LocalBackend) -> None:
-    asked = ParagraphRequest(
-        story=StoryId(Hash(bytes(32))),
-        title="The Lamp",
-        premise="A keeper finds a map.",
-        language="en",
-        height=Height(1),
-        paragraphs=(),
-        suggestions=(),
-        max_words=60,
-        max_context=30,
-        seed=bytes(32),
-    )
+    asked = paragraph_request(max_words=60)
     draft = await ChatWriter(local, "smollm2", context=2048, deadline=GENEROUS).write(asked)
     check_paragraph(draft.text, 60)
 

@@ -10,31 +10,18 @@ import trio
 
 from loremesh.backends.builtin import BuiltinBackend
 from loremesh.backends.chat import ChatRequest
-from loremesh.backends.prompt import ParagraphRequest
 from loremesh.config import load_executors
 from loremesh.errors import BackendBusy, BackendExhausted, UsageError
-from loremesh.primitives import Hash, Height, StoryId
 from loremesh.protocol.cards import ModelOffer
 from loremesh.protocol.llm import ChatMessage
 from loremesh.roles.backends import MAX_MODELS, Backends, open_backends
 from loremesh.settings_tables import BackendSettings
 from loremesh.storage.store import Store
-from loremesh.testing.builders import ANN, BOB
+from loremesh.testing.builders import ANN, BOB, paragraph_request
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
 
 GENEROUS = 60  # seconds, for whatever must end by itself
-REQUEST = ParagraphRequest(
-    story=StoryId(Hash(bytes(32))),
-    title="The Lamp",
-    premise="A keeper finds a map.",
-    language="en",
-    height=Height(1),
-    paragraphs=(),
-    suggestions=(),
-    max_words=140,
-    max_context=30,
-    seed=bytes(32),
-)
+REQUEST = paragraph_request()
 
 
 @pytest.fixture

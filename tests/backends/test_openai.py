@@ -9,7 +9,6 @@ import trio
 
 from loremesh.backends.budget import DailyCap, MemoryTokenCounter
 from loremesh.backends.openai import OpenAIBackend
-from loremesh.backends.prompt import ParagraphRequest
 from loremesh.backends.writer import ChatWriter
 from loremesh.errors import (
     BackendBusy,
@@ -21,23 +20,13 @@ from loremesh.errors import (
     PromptTooLong,
     UsageError,
 )
-from loremesh.primitives import Hash, Height, Millis, StoryId
+from loremesh.primitives import Height, Millis
 from loremesh.protocol.content.paragraph import check_paragraph
+from loremesh.testing.builders import paragraph_request
 from loremesh.testing.fake_openai import Behaviour, FakeOpenAI
 
 GENEROUS = 30  # seconds, for whatever must end by itself
-REQUEST = ParagraphRequest(
-    story=StoryId(Hash(bytes(32))),
-    title="The Lamp",
-    premise="A keeper finds a map.",
-    language="en",
-    height=Height(3),
-    paragraphs=("One.", "Two."),
-    suggestions=("a talking fox",),
-    max_words=140,
-    max_context=30,
-    seed=bytes(32),
-)
+REQUEST = paragraph_request(height=Height(3), paragraphs=("One.", "Two."), suggestions=("a talking fox",))
 NOON = Millis(20_000 * 86_400_000 + 43_200_000)
 
 

@@ -8,27 +8,20 @@ from hypothesis import strategies as st
 
 from loremesh.backends.base import Draft
 from loremesh.backends.prompt import (
-    ParagraphRequest,
     answer_tokens,
     build_messages,
     estimate_tokens,
 )
 from loremesh.errors import BackendGarbage, PromptTooLong
-from loremesh.primitives import Hash, Height, StoryId
+from loremesh.primitives import Height
 from loremesh.protocol.llm import ChatMessage, prompt_digest
+from loremesh.testing.builders import paragraph_request
 
 DELIMITER = "0123456789abcdef0123456789abcdef"
-REQUEST = ParagraphRequest(
-    story=StoryId(Hash(bytes(32))),
-    title="The Lamp",
-    premise="A keeper finds a map.",
-    language="en",
+REQUEST = paragraph_request(
     height=Height(32),
     paragraphs=tuple(f"Paragraph number {number}." for number in range(1, 32)),
     suggestions=("a talking fox", "let it rain"),
-    max_words=140,
-    max_context=30,
-    seed=bytes(32),
 )
 
 

@@ -31,7 +31,7 @@ from loremesh.errors import (
     Unreachable,
     UnsupportedModel,
 )
-from loremesh.primitives import Hash, Height, Millis, StoryId
+from loremesh.primitives import Height, Millis
 from loremesh.protocol.cards import ModelOffer
 from loremesh.protocol.journal import EntryKind
 from loremesh.protocol.llm import check_serving, prompt_digest, sign_serving, text_digest
@@ -43,6 +43,7 @@ from loremesh.services.llm_server import LlmServer
 from loremesh.services.mesh_writer import MeshWriter
 from loremesh.services.router import Answer, Chat, Usage
 from loremesh.services.slots import Slots
+from loremesh.testing.builders import paragraph_request
 from loremesh.testing.calls import EXECUTOR, PRICE, chat_request, count_words
 from loremesh.testing.memory_journal import MemoryJournal
 from loremesh.testing.small_network import SmallNetwork, SmallNode
@@ -53,17 +54,8 @@ NewNetwork = Callable[..., SmallNetwork]
 MODEL = "small-model"
 ANSWER = "Here is the next paragraph:\n\nNobody kept the lamp. It kept itself.\n\nShall I go on?"
 FOLDED = "Nobody kept the lamp. It kept itself."
-REQUEST = ParagraphRequest(
-    story=StoryId(Hash(bytes(32))),
-    title="The Lamp",
-    premise="A keeper finds a map.",
-    language="en",
-    height=Height(4),
-    paragraphs=("The bottle came with the tide.",),
-    suggestions=("The lamp should speak.",),
-    max_words=140,
-    max_context=30,
-    seed=bytes(32),
+REQUEST = paragraph_request(
+    height=Height(4), paragraphs=("The bottle came with the tide.",), suggestions=("The lamp should speak.",)
 )
 
 

@@ -5,29 +5,17 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loremesh.backends.prompt import ParagraphRequest
 from loremesh.errors import BackendBusy, BackendFailed
-from loremesh.primitives import Hash, Height, PeerId, StoryId
+from loremesh.primitives import PeerId
 from loremesh.services.slots import LATEST, SOONEST, MiningFirst, PerMinute, Slots, wait_for_slot
-from loremesh.testing.builders import ANN, BOB
+from loremesh.testing.builders import ANN, BOB, paragraph_request
 from loremesh.testing.happened import PATIENCE
 from loremesh.testing.pretending import PretendBackend
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
-REQUEST = ParagraphRequest(
-    story=StoryId(Hash(bytes(32))),
-    title="Lanterns",
-    premise="A lighthouse keeper finds a map.",
-    language="en",
-    height=Height(1),
-    paragraphs=(),
-    suggestions=(),
-    max_words=140,
-    max_context=30,
-    seed=Hash(bytes(32)),
-)
+REQUEST = paragraph_request()
 
 
 async def hold(slots: Slots, peer: PeerId, seconds: float) -> None:

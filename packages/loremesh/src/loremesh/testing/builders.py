@@ -7,7 +7,8 @@ import hashlib
 from dataclasses import replace
 from functools import lru_cache
 
-from loremesh.primitives import Hash, Millis, Target
+from loremesh.backends.prompt import ParagraphRequest
+from loremesh.primitives import Hash, Height, Millis, StoryId, Target
 from loremesh.protocol.block import Block, Content, header_hash
 from loremesh.protocol.fork_choice import Store
 from loremesh.protocol.genesis import Genesis, Parameters, story_id
@@ -110,3 +111,20 @@ def resigned(block: Block, signer: Identity, **changes: object) -> Block:
 def suggestion(sender: Identity, genesis: Genesis, text: str, nonce: int = 0) -> Transaction:
     """Give a signed suggestion."""
     return sign_transaction(sender, story_id(genesis), nonce, SUGGEST, Suggest(text))
+
+
+def paragraph_request(**changes: object) -> ParagraphRequest:
+    """Give what a backend is asked for the first paragraph of a story; every part can be said otherwise."""
+    usual = ParagraphRequest(
+        story=StoryId(Hash(bytes(32))),
+        title="The Lamp",
+        premise="A keeper finds a map.",
+        language="en",
+        height=Height(1),
+        paragraphs=(),
+        suggestions=(),
+        max_words=140,
+        max_context=30,
+        seed=bytes(32),
+    )
+    return replace(usual, **changes)  # type: ignore[arg-type]  # the caller names real fields
