@@ -101,6 +101,7 @@ async def test_what_a_client_lacks_is_named_on_one_line(
     assert (ended.code, ended.out) == (code, "")
     assert said in ended.err
     assert len(ended.err.strip().splitlines()) == 1
+    assert ended.err.count("/ip4/127.0.0.1/tcp/9") <= 1
 
 
 async def test_messages_must_be_a_chat(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ async def test_another_peer_than_expected_is_unreachable(start_node: StartNode) 
     one, other, third = await start_node(), await start_node(), await start_node()
     place = other.addresses()[0].partition("/p2p/")[0]
     expected = third.addresses()[0].partition("/p2p/")[2]
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match="a node with another key answers there"):
         await one.connect(f"{place}/p2p/{expected}", PATIENCE)
     assert await one.connect(place, PATIENCE) == other.peer_id
 

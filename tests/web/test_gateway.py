@@ -464,6 +464,18 @@ async def test_what_is_not_there_is_told_in_openais_shape(ask: Ask) -> None:
     assert (wrong.status, wrong.json["error"]["code"]) == (405, "method_not_supported")
 
 
+async def test_a_base_url_without_v1_is_met_with_what_it_lacks(ask: Ask) -> None:
+    async with gateway_at(FakeMesh()) as (address, _):
+        answers = [
+            await ask(address, "/"),
+            await ask(address, "/models"),
+            await ask(address, "/chat/completions", "POST", "Content-Length: 2"),
+        ]
+    for answer in answers:
+        assert (answer.status, answer.json["error"]["code"]) == (404, "unknown_url")
+        assert "the API begins at /v1" in answer.json["error"]["message"]
+
+
 # ---- Sizes, speeds and rudeness --------------------------------------------------------------------------------------
 
 

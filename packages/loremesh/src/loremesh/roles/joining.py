@@ -111,7 +111,7 @@ class Lookout:
             try:
                 reached.append(await self.network.connect(address))
             except (ServiceError, ProtocolError) as error:
-                failures.append(f"{address}: {error}")
+                failures.append(str(error) if address in str(error) else f"{address}: {error}")
 
         async with trio.open_nursery() as nursery:
             for address in addresses:

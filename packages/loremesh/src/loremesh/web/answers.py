@@ -235,7 +235,8 @@ def failure_of(error: Exception) -> Failure:
 def wrong_path(status: int, method: str, path: str) -> Failure:
     """Tell that nothing is here, or not for this method."""
     what = "unknown_url" if status == 404 else "method_not_supported"  # noqa: PLR2004 - not found
-    return Failure(status, _REQUEST, what, f"nothing answers {method} {path}")
+    hint = "" if path.startswith("/v1/") else "; the API begins at /v1, so base URLs end in it"
+    return Failure(status, _REQUEST, what, f"nothing answers {method} {path}{hint}")
 
 
 def model_view(model: Offered, since: int) -> dict[str, Any]:

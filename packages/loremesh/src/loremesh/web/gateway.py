@@ -35,7 +35,7 @@ from loremesh.web.answers import (
 )
 from loremesh.web.chats import MAX_BODY_BYTES, Asked, read_chat, read_completion, read_json
 from loremesh.web.guard import Guard, refuse
-from loremesh.web.operating import operating_app
+from loremesh.web.operating import OPERATING_PATHS, operating_app
 from loremesh.web.reply import Reply
 from loremesh.web.report import Figure, Kind, Report
 from loremesh.web.server import Limits
@@ -100,13 +100,14 @@ class Gateway:
 
     def app(self) -> ASGIApp:
         """Make the application."""
+        operating = operating_app(self.report)
         routes = [
             Route(_CHAT_PATH, _Endpoint(self, CHAT, read_chat), methods=["POST"]),
             Route(_TEXT_PATH, _Endpoint(self, TEXT, read_completion), methods=["POST"]),
             Route(_MODELS_PATH, self._list, methods=["GET"]),
             Route(_MODELS_PATH + "/{model:path}", self._show, methods=["GET"]),
-            Mount("/v1", _nothing_here),
-            Mount("/", operating_app(self.report)),
+            *(Route(path, operating) for path in OPERATING_PATHS),
+            Mount("/", _nothing_here),
         ]
         return Guard(Starlette(routes=routes), self.key)
 

@@ -22,6 +22,8 @@ Look = Callable[[], Report]
 """Gives the node as it is now; called for every request that needs it."""
 
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+OPERATING_PATHS: Final = ("/healthz", "/readyz", "/metrics")
+"""Where it answers."""
 _NO_BODY: Final = JSONResponse({"error": "no request body is taken here"}, 413, {**_HEADERS, "connection": "close"})
 
 
@@ -43,7 +45,7 @@ def operating_app(look: Look) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), headers={**_HEADERS, "content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+    routes = [Route(path, answer) for path, answer in zip(OPERATING_PATHS, (healthz, readyz, metrics), strict=True)]
     return _WithoutBodies(Starlette(routes=routes))
 
 

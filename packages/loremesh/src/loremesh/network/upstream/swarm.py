@@ -30,7 +30,10 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
+from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.rcmgr import Direction
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
 from wsproto import ConnectionType
 
@@ -270,7 +273,7 @@ class BoundedSwarm(Swarm):
         except OSError:
             raise
         except Exception as error:
-            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+            raise Unreachable(f"no handshake with {endpoint}: {_why(error)}") from error
 
     async def _secure(
         self,
@@ -287,7 +290,7 @@ class BoundedSwarm(Swarm):
         except Exception as error:
             if raw is not None:
                 await raw.close()
-            raise Unreachable(f"no handshake with {endpoint}: {error!r}") from error
+            raise Unreachable(f"no handshake with {endpoint}: {_why(error)}") from error
         except BaseException:
             if raw is not None:
                 with trio.CancelScope(shield=True), trio.move_on_after(1):
@@ -426,6 +429,19 @@ async def _cut(muxed: IMuxedConn) -> None:
 
 async def _no_circuit(endpoint: Endpoint) -> RawConnection:
     raise Unreachable(f"no way to {endpoint}: this node uses no relays")
+
+
+def _why(error: Exception) -> str:
+    """Say why a handshake failed, in words that help; upstream wraps what happened in errors that say that one did."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PeerIDMismatchesPubkey):
+            return "a node with another key answers there"
+        if isinstance(cause, trio.TooSlowError):
+            return "no answer in time"
+        cause = cause.__cause__ or cause.__context__
+    is_stranger = isinstance(error, MultiselectError | SecurityUpgradeFailure)
+    return "what answers there is no node" if is_stranger else repr(error)
 
 
 async def _let_go(secured: Proven) -> None:
