@@ -2,13 +2,15 @@
 
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loremesh.backends.chat import ChatEnd, ChatRequest
+from loremesh.backends.chat import ChatEnd, ChatRequest, in_pieces
 from loremesh.backends.openai import OpenAIBackend
 from loremesh.errors import (
     BackendBusy,
@@ -214,6 +216,75 @@ async def test_a_long_text_comes_in_pieces_that_fit_a_frame(fake: FakeOpenAI) ->
     pieces, _ = await ask(fake)
     assert "".join(pieces) == fake.content
     assert all(0 < len(piece.encode()) <= 64 * KIB for piece in pieces)
+
+
+@given(st.text(), st.integers(0, 40_000))
+def test_pieces_are_as_few_as_fit_frames_and_cut_no_character(text: str, times: int) -> None:
+    text = text.encode(errors="replace").decode() * times
+    pieces = list(in_pieces(text[:200_000]))
+    assert "".join(pieces) == text[:200_000]
+    sizes = [len(piece.encode()) for piece in pieces]
+    assert all(64 * KIB - 4 < size <= 64 * KIB for size in sizes[:-1])
+    assert all(0 < size <= 64 * KIB for size in sizes)
+
+
+async def streams_asked(fake: FakeOpenAI, *asked: ChatRequest, **options: Any) -> list[bool]:
+    """Make calls one after the other; tell of each that was answered or given up whether it asked for a stream."""
+
+    async def drop(_: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(GENEROUS):
+        async with backend(fake, **options) as open_one:
+            for one in asked:
+                with suppress(BackendTimeout):
+                    await open_one.chat(one, drop)
+    return [bool(call.body.get("stream")) for call in fake.calls]
+
+
+WHOLE = request(is_whole=True)
+
+
+async def test_a_whole_answer_is_asked_for_where_nobody_reads_pieces_and_answers_are_known_to_be_quick(
+    fake: FakeOpenAI,
+) -> None:
+    asked = WHOLE, WHOLE, request(), WHOLE, request(is_whole=True, max_tokens=4097), request(is_whole=True, model="new")
+    assert await streams_asked(fake, *asked, quick=GENEROUS) == [True, False, True, False, True, True]
+    assert set(fake.calls[1].body) == {"model", "messages", "max_tokens"}
+
+
+async def test_a_model_whose_answers_take_long_is_asked_for_streams(fake: FakeOpenAI) -> None:
+    fake.otherwise, fake.pause = Behaviour.SLOW, 0.1
+    assert await streams_asked(fake, WHOLE, WHOLE, quick=0.1) == [True, True]
+
+
+async def test_a_whole_answer_is_not_taken_for_silence_while_it_is_made(fake: FakeOpenAI) -> None:
+    fake.otherwise, fake.pause, fake.content = Behaviour.SLOW, 1.0, "One"
+    options = {"patience": 10.0, "quick": GENEROUS, "whole_patience": GENEROUS}
+    async with backend(fake, **options) as open_one:
+        pieces = list[str]()
+
+        async def deliver(piece: str) -> None:
+            pieces.append(piece)
+
+        with trio.fail_after(GENEROUS):
+            await open_one.chat(WHOLE, deliver)
+            open_one._patience = 0.5
+            assert await open_one.chat(WHOLE, deliver) == ChatEnd("stop", BackendUsage(70, 30))
+    assert pieces == ["One ", "One"]
+
+
+async def test_a_whole_answer_that_does_not_come_is_given_up_and_a_stream_asked_for_next(fake: FakeOpenAI) -> None:
+    fake.script.extend([Behaviour.OK, Behaviour.HANG])
+    asked = await streams_asked(fake, WHOLE, WHOLE, WHOLE, quick=GENEROUS, whole_patience=0.5)
+    assert asked == [True, False, True]
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour.HUGE, Behaviour.GARBAGE, Behaviour.EMPTY])
+async def test_a_whole_answer_that_is_none_or_endless_is_refused(fake: FakeOpenAI, behaviour: Behaviour) -> None:
+    fake.script.extend([Behaviour.OK, behaviour])
+    with pytest.raises(BackendGarbage):
+        await streams_asked(fake, WHOLE, WHOLE, quick=GENEROUS)
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.ENDLESS, Behaviour.ENDLESS_LINE])

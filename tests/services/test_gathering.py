@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from loremesh.backends.chat import Deliver
-from loremesh.services.gathering import gathering
+from loremesh.services.gathering import Leisure, gathering
 
 
 async def test_the_first_piece_goes_out_at_once_and_what_comes_meanwhile_as_one(autojump_clock: MockClock) -> None:
@@ -28,6 +28,53 @@ async def test_the_first_piece_goes_out_at_once_and_what_comes_meanwhile_as_one(
 
     assert await gathering(write, deliver) == "done"
     assert sent == [(0, "Nobody"), (1, " keeps the"), (5.9, " lamp.")]
+
+
+async def test_where_nobody_reads_pieces_they_go_out_as_one_when_the_last_is_there(autojump_clock: MockClock) -> None:
+    sent: list[str] = []
+    ticks = 0
+
+    async def deliver(text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(text)
+
+    async def tick() -> None:
+        nonlocal ticks
+        await trio.lowlevel.checkpoint()
+        ticks += 1
+
+    async def write(put: Deliver) -> str:
+        for word in ("Nobody", " keeps", " the", " lamp."):
+            await trio.sleep(1)
+            await put(word)
+        return "done"
+
+    assert await gathering(write, deliver, Leisure(5, tick)) == "done"
+    assert (sent, ticks) == (["Nobody keeps the lamp."], 0)
+
+
+async def test_where_nobody_reads_pieces_what_there_is_goes_out_every_few_seconds(autojump_clock: MockClock) -> None:
+    told: list[tuple[float, str]] = []
+    began = trio.current_time()
+
+    async def deliver(text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        told.append((round(trio.current_time() - began), text))
+
+    async def write(put: Deliver) -> None:
+        for _ in range(4):
+            await trio.sleep(3)
+            await put("x")
+        await trio.sleep(12)
+        await put("y" * 64 * 1024)
+        await put("z")
+
+    await gathering(write, deliver, Leisure(5, lambda: deliver("tick")))
+    kinds = [(when, text[:4]) for when, text in told]
+    assert kinds == [
+        *((5, "x"), (5, "tick"), (10, "xx"), (10, "tick"), (15, "x"), (15, "tick")),
+        *((20, "tick"), (24, "yyyy"), (24, "tick"), (24, "z")),
+    ]
 
 
 async def test_whoever_writes_waits_while_much_waits(autojump_clock: MockClock) -> None:

@@ -54,6 +54,7 @@ from loremesh.testing.scripted_executor import (
     lost_after,
     refuses,
     repeats,
+    shows_life,
     signs_another,
     silent_after,
     speaks_to_itself,
@@ -201,6 +202,36 @@ async def test_pieces_are_delivered_as_they_come() -> None:
         began = round(trio.current_time(), 1)
         await here.mesh.call(CHAT, deliver)
         assert [round(time - began) for time in times] == [2, 4, 6]
+
+
+async def test_whether_pieces_are_read_is_told_to_the_executor() -> None:
+    async with world([honest]) as here:
+        await here.call()
+        await here.call(is_whole=True)
+        assert here.executors[BOB].whole == [False, True]
+
+
+async def test_an_executor_that_shows_life_is_waited_for_where_nobody_reads_pieces() -> None:
+    async with world([shows_life(100)], [honest]) as here:
+        began = trio.current_time()
+        answer = await here.call(is_whole=True)
+        assert answer.executors == (BOB.peer_id,)
+        assert 100 <= trio.current_time() - began < 101
+
+
+async def test_an_executor_that_stops_showing_life_is_given_up_after_thirty_seconds() -> None:
+    async with world([shows_life(100, every=40)], [honest]) as here:
+        began = trio.current_time()
+        answer = await here.call(is_whole=True)
+        assert answer.executors == (CAT.peer_id,)
+        assert 30 <= trio.current_time() - began < 31
+
+
+async def test_whoever_reads_pieces_takes_no_sign_of_life_for_one() -> None:
+    async with world([shows_life(100)], [honest]) as here:
+        answer = await here.call()
+        assert answer.executors == (CAT.peer_id,)
+        assert "unexpected message: llm-waiting" in answer.attempts[-2]
 
 
 async def test_the_answer_does_not_wait_for_the_acknowledgement_of_its_voucher() -> None:

@@ -7,6 +7,8 @@ from typing import Any, Final, Protocol
 from loremesh.protocol.llm import MAX_DELTA_BYTES, ChatMessage
 from loremesh.protocol.receipts import BackendUsage
 
+WHOLE_SECONDS: Final = 120.0
+"""A whole answer shows nothing of itself before it is there: after so long it is given up."""
 _BYTES_OF_A_CHARACTER: Final = 4  # of UTF-8, at most
 
 Deliver = Callable[[str], Awaitable[None]]
@@ -30,6 +32,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Any] | None = None
     """A JSON object as OpenAI's API has it."""
+    is_whole: bool = False
+    """Nobody reads the pieces as they come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class ChatBackend(Protocol):
     async def chat(self, request: ChatRequest, deliver: Deliver) -> ChatEnd:
         """Answer, handing each piece to `deliver` as it comes; cancelling aborts the work behind it.
 
-        The deadline of the whole is the caller's; a backend that says nothing for 30 s is given up.
+        The deadline of the whole is the caller's; a backend that says nothing for 30 s is given up, for
+        `WHOLE_SECONDS` where a whole answer is asked of it.
 
         Raises:
             BackendError: One of its kinds says why there is no answer, or no whole one.
@@ -62,6 +67,12 @@ class ChatBackend(Protocol):
 
 def in_pieces(text: str) -> Iterator[str]:
     """Cut a text of whole characters into what `Deliver` takes; nothing, when it is empty."""
-    most = MAX_DELTA_BYTES // _BYTES_OF_A_CHARACTER
-    for start in range(0, len(text), most):
-        yield text[start : start + most]
+    if len(text) <= MAX_DELTA_BYTES // _BYTES_OF_A_CHARACTER:
+        if text:
+            yield text
+        return
+    data, start = text.encode(), 0
+    while start < len(data):
+        piece = data[start : start + MAX_DELTA_BYTES].decode(errors="ignore")  # a character that is cut goes next
+        yield piece
+        start += len(piece.encode())

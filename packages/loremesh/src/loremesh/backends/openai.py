@@ -9,15 +9,17 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import AsyncGenerator
-from typing import Any, Final, cast
+from collections.abc import Awaitable
+from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import openai
 import trio
 
 from loremesh.backends.answer import AnswerReader
-from loremesh.backends.chat import ChatEnd, ChatRequest, Deliver, in_pieces
+from loremesh.backends.chat import WHOLE_SECONDS, ChatEnd, ChatRequest, Deliver, in_pieces
+from loremesh.backends.connections import NONE_KEPT, REST, Bytes, KeptConnections, Response
 from loremesh.errors import (
     BackendBusy,
     BackendError,
@@ -31,14 +33,17 @@ from loremesh.errors import (
 )
 from loremesh.protocol.content.paragraph import to_visible_lines
 
-_Bytes = AsyncGenerator[bytes, None]
-
 _CONNECT_SECONDS: Final = 5.0
 _MAX_REASON_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = 1 << 20
 _MAX_REASON: Final = 200
 _MAX_RETRY_AFTER: Final = 3600.0
 _USAGE_SECONDS: Final = 2.0  # after the text, for the count of tokens
+_TAIL_SECONDS: Final = 0.1  # after the answer, for the end of the body
+QUICK: Final = 5.0
+_MOST_WHOLE: Final = 4096
+"""Tokens of an answer that is asked for as a whole."""
+_NEWEST_COUNTS: Final = 0.2
 _UNAUTHORISED: Final = (401, 403)
 _REFUSED: Final = (400, 413, 422)
 _TOO_LONG: Final = re.compile(
@@ -46,13 +51,22 @@ _TOO_LONG: Final = re.compile(
 )
 _BUSY: Final = (429, 503)
 _FIRST_ERROR: Final = 400
+_AnyStream = openai.AsyncStream[object]  # the SDK wants to know, and does not make one: we take the bytes
 
 
 class OpenAIBackend:
     """Answers chats with the models behind an OpenAI-compatible API."""
 
     def __init__(
-        self, *, base_url: str, api_key: str = "", patience: float = 30.0, continue_final_message: bool = False
+        self,
+        *,
+        base_url: str,
+        api_key: str = "",
+        patience: float = 30.0,
+        whole_patience: float = WHOLE_SECONDS,
+        quick: float = QUICK,
+        rest: float = REST,
+        continue_final_message: bool = False,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -60,6 +74,9 @@ class OpenAIBackend:
             base_url: Where the API begins, usually ending in `/v1`.
             api_key: From the environment or a file, never from the command line; local servers take none.
             patience: Seconds without a piece of the answer after which a call is given up.
+            whole_patience: The same where a whole answer was asked for.
+            quick: Seconds: of a model whose answers take less of late, whole ones are asked for.
+            rest: Seconds for which a connection is kept.
             continue_final_message: Say in vLLM's words that an answer begun is to be continued; others refuse that.
 
         Raises:
@@ -68,9 +85,16 @@ class OpenAIBackend:
         self._patience = patience
         self._api_key = api_key
         self._continue_final_message = continue_final_message
+        self._quick = quick
+        self._whole_patience = whole_patience
+        self._usual: dict[str, float] = {}  # by the model, seconds that its answers take of late
         # Errors are read in our own hook: the SDK would read a body without end. A proxy never serves this machine.
+        is_proxied = not _is_this_machine(base_url) and bool(getproxies())
         http_client = openai.DefaultAsyncHttpxClient(
-            event_hooks={"response": [self._check_head]}, trust_env=not _is_this_machine(base_url)
+            event_hooks={"response": [self._check_head]},
+            transport=None if is_proxied else KeptConnections(rest),
+            limits=NONE_KEPT,
+            trust_env=is_proxied,
         )
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
@@ -82,7 +106,10 @@ class OpenAIBackend:
         )
 
     async def chat(self, request: ChatRequest, deliver: Deliver) -> ChatEnd:
-        """Stream an answer; cancelling closes the connection to the server.
+        """Answer, piece by piece; cancelling closes the connection to the server.
+
+        Where nobody reads the pieces, a whole answer is asked for, unless such an answer might take long: it would show
+        nothing of itself in the meantime, so a server that hangs would be noticed late.
 
         Raises:
             BackendUnauthorised: 401 or 403.
@@ -93,29 +120,51 @@ class OpenAIBackend:
             BackendGarbage: An answer that is no answer, is endless, or has no text.
             BackendTimeout: Nothing came for as long as we have patience.
         """
+        model, began = request.model, trio.current_time()
+        is_quick = self._usual.get(model, math.inf) < self._quick and request.max_tokens <= _MOST_WHOLE
+        streams = not (request.is_whole and is_quick)
         answer = AnswerReader()
-        delivered = False
-        async with contextlib.aclosing(self._body(request)) as body:
-            deadline = trio.current_time() + self._patience
-            while not answer.is_complete:
-                with trio.move_on_at(deadline) as scope:
-                    data = await anext(body, None)
-                if scope.cancelled_caught:
-                    if answer.finish is not None:
-                        break  # the text is whole, only the count of tokens did not come
-                    raise BackendTimeout(f"{request.model} said nothing for {self._patience:g} s")
-                finished = answer.finish is not None
-                text = answer.end() if data is None else answer.feed(data)
-                for piece in in_pieces(text):
-                    await deliver(piece)
-                    delivered = True
-                if text:
-                    deadline = trio.current_time() + self._patience
-                if answer.finish is not None and not finished:
-                    deadline = trio.current_time() + _USAGE_SECONDS
-        if not delivered and not request.continues:
-            raise BackendGarbage(f"{request.model} answered without any text")
+        async with contextlib.aclosing(self._body(request, streams=streams)) as body:
+            try:
+                has_text = await self._read(body, answer, deliver, self._patience if streams else self._whole_patience)
+            except BackendTimeout as error:
+                self._usual.pop(model, None)
+                raise BackendTimeout(f"{model} {error}") from error
+            with trio.move_on_after(_TAIL_SECONDS):
+                while await anext(body, None) is not None:
+                    pass  # what is left of a body is in the way of the next call on its connection
+        if not has_text and not request.continues:
+            raise BackendGarbage(f"{model} answered without any text")
+        took = trio.current_time() - began
+        usual = self._usual.setdefault(model, took)
+        self._usual[model] = usual + _NEWEST_COUNTS * (took - usual)
         return ChatEnd(answer.finish or "stop", answer.usage)
+
+    async def _read(self, body: Bytes, answer: AnswerReader, deliver: Deliver, patience: float) -> bool:
+        """Deliver what comes until the answer is complete; tell if there was any text.
+
+        Raises:
+            BackendTimeout: No text for so many seconds.
+        """
+        has_text = False
+        deadline = trio.current_time() + patience
+        while not answer.is_complete:
+            with trio.move_on_at(deadline) as scope:
+                data = await anext(body, None)
+            if scope.cancelled_caught:
+                if answer.finish is not None:
+                    break  # the text is whole, only the count of tokens did not come
+                raise BackendTimeout(f"said nothing for {patience:g} s")
+            finished = answer.finish is not None
+            text = answer.end() if data is None else answer.feed(data)
+            for piece in in_pieces(text):
+                await deliver(piece)
+                has_text = True
+            if text:
+                deadline = trio.current_time() + patience
+            if answer.finish is not None and not finished:
+                deadline = trio.current_time() + _USAGE_SECONDS
+        return has_text
 
     async def served_models(self) -> tuple[str, ...]:
         """Ask the server which models it has; writes nothing and costs no tokens.
@@ -125,8 +174,8 @@ class OpenAIBackend:
         """
         data = b""
         with trio.move_on_after(self._patience) as scope:
-            call = self._client.models.with_streaming_response.list()
-            async with contextlib.aclosing(self._bytes_of(call)) as body:
+            asked = self._client.get("/models", cast_to=Response, stream=True, stream_cls=_AnyStream)
+            async with contextlib.aclosing(self._bytes_of(asked)) as body:
                 async for piece in body:
                     data += piece
                     if len(data) > _MAX_LIST_BYTES:
@@ -142,33 +191,33 @@ class OpenAIBackend:
         """Close the connections."""
         await self._client.close()
 
-    def _body(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
-        chosen = {
+    def _body(self, request: ChatRequest, *, streams: bool) -> Bytes:
+        body = {
+            "model": request.model,
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
             "stop": list(request.stop) or None,
             "response_format": request.response_format,
         }
-        options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        if streams:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         if request.continues and self._continue_final_message:
-            options["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
-        chat: Any = [{"role": message.role, "content": message.content} for message in request.messages]
-        call = self._client.chat.completions.with_streaming_response.create(
-            model=request.model,
-            messages=chat,
-            max_tokens=request.max_tokens,
-            stream=True,
-            stream_options={"include_usage": True},
-            **options,
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        given = {name: value for name, value in body.items() if value is not None}
+        # Not `chat.completions.create`: it takes three times as long to make the same request.
+        return self._bytes_of(
+            self._client.post("/chat/completions", cast_to=Response, body=given, stream=True, stream_cls=_AnyStream)
         )
-        return self._bytes_of(call)
 
-    async def _bytes_of(self, call: contextlib.AbstractAsyncContextManager[Any]) -> AsyncGenerator[bytes, None]:
+    async def _bytes_of(self, asked: Awaitable[Any]) -> Bytes:
         """Yield an answer's bytes as they come; whatever the HTTP stack raises becomes one of our errors."""
         where = self._client.base_url
         try:
-            async with call as response, contextlib.aclosing(cast(_Bytes, response.iter_bytes())) as body:
+            response: Response = await asked
+            async with contextlib.aclosing(response), contextlib.aclosing(response.aiter_raw()) as body:
                 async for data in body:
                     yield data
         except BackendError:

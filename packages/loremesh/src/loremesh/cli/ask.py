@@ -53,6 +53,7 @@ def ask(  # noqa: PLR0917 - each is a flag, and typer passes them by name
     from loremesh.protocol.llm import MAX_PRICE
     from loremesh.services.router import Chat
 
+    shows_pieces = stream and not settings.json_output
     chat = Chat(
         model,
         _read_chat(prompt, messages),
@@ -63,8 +64,8 @@ def ask(  # noqa: PLR0917 - each is a flag, and typer passes them by name
         stop=tuple(stop or ()),
         max_price=MAX_PRICE if max_price is None else min(max_price, MAX_PRICE),
         deadline=timeout,
+        is_whole=not shows_pieces,
     )
-    shows_pieces = stream and not settings.json_output
     trio.run(partial(_ask, settings, chat, discovery, shows_pieces=shows_pieces, verbose=verbose))
 
 

@@ -63,8 +63,10 @@ class MessageType(StrEnum):
     ACCEPTED = "accepted"
     REFUSAL = "refusal"
     LLM_REQUEST = "llm-request"
+    LLM_REQUEST_WHOLE = "llm-request-whole"
     LLM_ACCEPTED = "llm-accepted"
     LLM_BUSY = "llm-busy"
+    LLM_WAITING = "llm-waiting"
     LLM_ERROR = "llm-error"
     LLM_DELTA = "llm-delta"
     LLM_FINAL = "llm-final"
@@ -95,7 +97,7 @@ class Envelope:
 @schema(version=1, limit=64)
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """The payload of a request that needs none."""
+    """The payload of what needs none."""
 
 
 @schema(version=1, limit=4 * KIB)

@@ -114,6 +114,7 @@ class AskedOf:
             response_format=asked.response_format,
             max_price=self._terms.max_price,
             deadline=self._terms.deadline,
+            is_whole=not asked.stream,
             **({} if asked.max_tokens is None else {"max_tokens": asked.max_tokens}),
         )
         answer = await self._mesh.call(chat, deliver)

@@ -30,7 +30,7 @@ from loremesh.services.lanes import Lane
 ACCEPT: Final = 10.0
 """Seconds for an executor to say whether it takes a call."""
 SILENCE: Final = 30.0
-"""Seconds without a piece of the answer after which it is given up."""
+"""Seconds without a piece of the answer, or a sign that one is waited for, after which it is given up."""
 _SEND: Final = 10.0
 _MOST_BYTES: Final = 67 * KIB
 
@@ -43,9 +43,12 @@ class Attempt:
         lane: Ours alone for as long as this runs.
         signed: The request.
         clock: For the envelope's log timestamp.
+        is_whole: Nobody reads the pieces as they come.
     """
 
-    def __init__(self, identity: Identity, lane: Lane, signed: SignedRequest, clock: Clock) -> None:
+    def __init__(
+        self, identity: Identity, lane: Lane, signed: SignedRequest, clock: Clock, *, is_whole: bool = False
+    ) -> None:
         self.lane = lane
         self.signed = signed
         self.request = signed.request
@@ -59,6 +62,7 @@ class Attempt:
         """The executor has answered something."""
         self._identity = identity
         self._clock = clock
+        self._is_whole = is_whole
 
     @property
     def has_text(self) -> bool:
@@ -88,7 +92,8 @@ class Attempt:
         """
         started = trio.current_time()
         self.lane.calls += 1
-        frame = seal(self._identity, MessageType.LLM_REQUEST, self.signed, self._clock(), self.lane.executor)
+        asks = MessageType.LLM_REQUEST_WHOLE if self._is_whole else MessageType.LLM_REQUEST
+        frame = seal(self._identity, asks, self.signed, self._clock(), self.lane.executor)
         await self.lane.stream.send(frame, _SEND)
         self.transcript = self._accepted(*await self._next(ACCEPT))
         while True:
@@ -101,7 +106,7 @@ class Attempt:
                 await deliver(text)
             elif kind is MessageType.LLM_FINAL:
                 return decode(LlmFinal, payload)
-            else:
+            elif kind is not MessageType.LLM_WAITING or not self._is_whole:
                 raise _failure(kind, payload)
 
     def _accepted(self, kind: MessageType, payload: bytes) -> Transcript:

@@ -24,6 +24,7 @@ class AttendedStream:
     def __init__(self, stream: Stream, limit: int) -> None:
         self.stream = stream
         self._limit = limit
+        self._held: list[bytes] = []
         self._put, self._frames = trio.open_memory_channel[bytes](0)
         self._block: trio.CancelScope | None = None
         self._has_left = False
@@ -48,6 +49,24 @@ class AttendedStream:
                 if self._reason is not None:
                     raise self._reason from None
         return None
+
+    def hold(self, frame: bytes) -> None:
+        """Keep a frame until something is sent, and let it go with that."""
+        self._held.append(frame)
+
+    @property
+    def holds(self) -> bool:
+        """Something waits to be sent."""
+        return bool(self._held)
+
+    async def send(self, seconds: float, *frames: bytes) -> None:
+        """Send what is held, and then `frames`, in one write.
+
+        Raises:
+            ServiceError: The client took it not in so many seconds, or has left.
+        """
+        held, self._held = self._held, []
+        await self.stream.send_all((*held, *frames), seconds)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -58,6 +58,8 @@ class TakenCall(NamedTuple):
     """Of the texts that were counted already."""
     prompt: int
     """Tokens."""
+    is_whole: bool
+    """Its client does not read pieces as they come."""
 
     @property
     def most(self) -> int:
@@ -78,6 +80,7 @@ def wanted(call: TakenCall) -> ChatRequest:
         seed=request.seed[0] if request.seed else None,
         stop=request.stop,
         response_format=json.loads(request.response_format) if request.response_format else None,
+        is_whole=call.is_whole,
     )
 
 

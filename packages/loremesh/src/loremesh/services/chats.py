@@ -50,6 +50,8 @@ class Chat:
     """Above 0: the executor signs what the answer folds to in so many words."""
     deadline: float = DEFAULT_DEADLINE
     """Seconds for the whole call, at most 600."""
+    is_whole: bool = False
+    """Nobody reads the pieces as they come: there are fewer of them, and later."""
 
 
 @dataclass(frozen=True, slots=True)

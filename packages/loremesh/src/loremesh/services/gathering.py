@@ -1,14 +1,18 @@
 """Puts pieces of an answer together that come faster than they can be sent: each costs a signature and a frame.
 
-The first piece goes out at once; while it is signed and sent, the next ones gather, and go out as one.
+For whom reads them as they come: the first piece goes out at once; while it is signed and sent, the next ones gather,
+and go out as one. For whom reads the whole answer: all that comes within a while goes out as one.
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from math import inf
 from typing import Final, TypeVar
 
 import trio
 
 from loremesh.backends.chat import Deliver
+from loremesh.protocol.llm import MAX_DELTA_BYTES
 
 T = TypeVar("T")
 
@@ -16,23 +20,42 @@ _MOST: Final = 16 * 1024
 """Characters that may wait; then whoever writes waits as well."""
 
 
-async def gathering(write: Callable[[Deliver], Awaitable[T]], deliver: Deliver) -> T:
+@dataclass(frozen=True, slots=True)
+class Leisure:
+    """How to hand on what nobody reads before it is whole.
+
+    Attributes:
+        every: Seconds after which what was gathered is handed on all the same: so much is lost at most.
+        tick: Called each time while more is to come, whether anything was handed on or not.
+    """
+
+    every: float
+    tick: Callable[[], Awaitable[None]]
+
+
+async def gathering(write: Callable[[Deliver], Awaitable[T]], deliver: Deliver, leisure: Leisure | None = None) -> T:
     """Let somebody write pieces, and hand them on in their order, as few as may be and as soon as may be.
 
     Args:
         write: Gets what takes its pieces. All that it has written is handed on, also when it fails then.
         deliver: Takes what was gathered; one at a time.
+        leisure: Nobody waits for a piece: as few as may be.
 
     Raises:
         Exception: Whatever `deliver` raises, which cancels `write`; else whatever `write` raises.
     """
-    waiting = _Waiting()
+    waiting = _Waiting(_MOST if leisure is None else MAX_DELTA_BYTES)
     failed: list[Exception] = []
 
     async def hand_on() -> None:
         try:
-            while text := await waiting.take():
-                await deliver(text)
+            while not waiting.is_over:
+                with trio.move_on_after(inf if leisure is None else leisure.every):
+                    await waiting.wait(1 if leisure is None else MAX_DELTA_BYTES)
+                if text := waiting.take():
+                    await deliver(text)
+                if leisure is not None and not waiting.is_over:
+                    await leisure.tick()
         except Exception as error:  # noqa: BLE001 - passed on below, without a group around it
             failed.append(error)
             nursery.cancel_scope.cancel()
@@ -55,21 +78,27 @@ async def gathering(write: Callable[[Deliver], Awaitable[T]], deliver: Deliver) 
 
 
 class _Waiting:
-    """Pieces that nobody has taken yet."""
+    """Pieces that nobody has taken yet; once there are `most` characters, whoever writes waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._pieces: list[str] = []
         self._size = 0
         self._ended = False
         self._came = trio.Event()
         self._left = trio.Event()
 
+    @property
+    def is_over(self) -> bool:
+        """All are taken, and no more follow."""
+        return self._ended and not self._pieces
+
     async def put(self, text: str) -> None:
         """Add a piece; wait while there are many."""
         self._pieces.append(text)
         self._size += len(text)
         self._came.set()
-        while self._size >= _MOST:
+        while self._size >= self._most:
             await self._left.wait()
 
     def end(self) -> None:
@@ -77,11 +106,14 @@ class _Waiting:
         self._ended = True
         self._came.set()
 
-    async def take(self) -> str:
-        """Wait for a piece and give all there are; nothing, once the last is taken."""
-        while not self._pieces and not self._ended:
+    async def wait(self, size: int) -> None:
+        """Wait until there are so many characters, or no more follow."""
+        while self._size < size and not self._ended:
             await self._came.wait()
             self._came = trio.Event()
+
+    def take(self) -> str:
+        """Give all there are."""
         text = "".join(self._pieces)
         self._pieces.clear()
         self._size = 0

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from loremesh.backends.chat import ChatEnd, in_pieces
+from loremesh.backends.chat import WHOLE_SECONDS, ChatEnd, in_pieces
 from loremesh.errors import (
     BackendBusy,
     BackendError,
@@ -52,11 +52,11 @@ from loremesh.protocol.llm import (
 from loremesh.protocol.metering import Count, prompt_tokens
 from loremesh.protocol.receipts import LENGTH, LlmFinal, Receipt, make_receipt, sign_receipt
 from loremesh.protocol.vouchers import HandIn, SignedVoucher, VoucherAccepted, VoucherRefused
-from loremesh.protocol.wire import MessageType, seal, unseal
+from loremesh.protocol.wire import MessageType, Nothing, seal, unseal
 from loremesh.services.attended import AttendedStream, attended
 from loremesh.services.call_terms import Offered, Refused, TakenCall, remembering, told, wanted
 from loremesh.services.counting import Counting
-from loremesh.services.gathering import gathering
+from loremesh.services.gathering import Leisure, gathering
 from loremesh.services.happenings import Clock, Served, Tell
 from loremesh.services.latest import Latest
 from loremesh.services.served_once import ServedOnce
@@ -72,6 +72,8 @@ _REST: Final = 120.0
 """Seconds that a stream may rest between two calls."""
 _SILENCE: Final = 30.0
 """Seconds without a piece of the answer after which a backend is given up."""
+_EVERY: Final = 5.0
+"""Seconds after which a client that does not read pieces gets what there is, or hears that we are still at it."""
 _SEND: Final = 10.0
 """Seconds that a client may take to read a frame."""
 _PARTING: Final = 2.0
@@ -179,8 +181,8 @@ class LlmServer:
         while (frame := await line.next(_REST)) is not None:
             kind, payload = unseal(frame, line.peer_id, self._identity.peer_id)
             match kind:
-                case MessageType.LLM_REQUEST:
-                    await self._take_call(line, lane, payload)
+                case MessageType.LLM_REQUEST | MessageType.LLM_REQUEST_WHOLE:
+                    await self._take_call(line, lane, payload, is_whole=kind is MessageType.LLM_REQUEST_WHOLE)
                 case MessageType.VOUCHER:
                     answer = await self._settling.take_voucher(lane, line.peer_id, decode(SignedVoucher, payload))
                     if not isinstance(answer, VoucherAccepted):
@@ -201,13 +203,13 @@ class LlmServer:
 
     # taking a call
 
-    async def _take_call(self, line: AttendedStream, lane: Lane, payload: bytes) -> None:
+    async def _take_call(self, line: AttendedStream, lane: Lane, payload: bytes, *, is_whole: bool) -> None:
         if self._refusals.wait(line.peer_id) > 0:
             raise InvalidMessage(Fault.FLOOD, f"more than {MAX_REFUSALS} refused calls within {MINUTE:g} s")
         try:
             request, offered = await self._check(line.peer_id, lane, payload)
             with offered.slots.client(line.peer_id):
-                call = await self._measure(request, offered)
+                call = await self._measure(request, offered, is_whole=is_whole)
                 async with self._within_cap(call) as spending:
                     if not self._once.take(request.client, request.id, request.expires, Millis(self._clock())):
                         raise _replayed()
@@ -270,7 +272,7 @@ class LlmServer:
         if lane.owed is not None:
             raise Refused(ErrorKind.UNAUTHORISED, "the voucher for the call before is missing")
 
-    async def _measure(self, request: LlmRequest, offered: Offered) -> TakenCall:
+    async def _measure(self, request: LlmRequest, offered: Offered, *, is_whole: bool) -> TakenCall:
         tokens: dict[str, int] = {}
         size = sum(len(message.content) for message in request.messages)
         prompt = await self._counting.run(
@@ -279,7 +281,7 @@ class LlmServer:
         if prompt >= offered.offer.context:
             message = f"{prompt} tokens; {request.model} takes {offered.offer.context}, the answer included"
             raise Refused(ErrorKind.CONTEXT_TOO_LONG, message)
-        return TakenCall(request, offered, tokens, prompt)
+        return TakenCall(request, offered, tokens, prompt, is_whole)
 
     @asynccontextmanager
     async def _within_cap(self, call: TakenCall) -> AsyncIterator["_Spending"]:
@@ -313,7 +315,7 @@ class LlmServer:
 
     async def _answer(self, line: AttendedStream, lane: Lane, call: TakenCall, spending: "_Spending") -> None:
         request, price = call.request, call.offered.offer.price
-        await self._send(line, MessageType.LLM_ACCEPTED, Accepted(request.id, price))
+        await self._say(line, call, MessageType.LLM_ACCEPTED, Accepted(request.id, price))
         transcript = Transcript(request.id, price, min(self._answer_limit, answer_limit(request.max_tokens)))
         try:
             try:
@@ -339,12 +341,12 @@ class LlmServer:
             Refused: The request's time is over.
             ServiceError: The client takes nothing.
         """
-        request, broken = call.request, list[ServiceError]()
+        patience = WHOLE_SECONDS if call.is_whole else _SILENCE
         now = trio.current_time()
-        total = now + (request.expires - self._clock()) / 1000
+        total = now + (call.request.expires - self._clock()) / 1000
         with (
             trio.CancelScope(deadline=total) as whole,
-            trio.CancelScope(deadline=now + _SILENCE) as silence,
+            trio.CancelScope(deadline=now + patience) as silence,
             trio.CancelScope() as enough,
         ):
 
@@ -352,27 +354,22 @@ class LlmServer:
                 silence.deadline = math.inf
                 fits = text.encode()[: transcript.room].decode(errors="ignore")
                 for piece in in_pieces(fits):
-                    try:
-                        await self._send(line, MessageType.LLM_DELTA, transcript.add(self._identity, piece))
-                    except ServiceError as error:
-                        broken.append(error)
-                        raise
+                    await self._say(line, call, MessageType.LLM_DELTA, transcript.add(self._identity, piece))
                 if len(fits) < len(text):
                     enough.cancel()
                     await trio.sleep_forever()
-                silence.deadline = trio.current_time() + _SILENCE
+                silence.deadline = trio.current_time() + patience
 
+            leisure = Leisure(_EVERY, partial(self._show_life, line)) if call.is_whole else None
             try:
-                return await gathering(partial(call.offered.backend.chat, wanted(call)), deliver)
-            except BackendError as error:
-                if broken:
-                    raise broken[0] from error
+                return await gathering(partial(call.offered.backend.chat, wanted(call)), deliver, leisure)
+            except BackendError:
                 if not (whole.cancel_called or silence.cancel_called or enough.cancel_called):
                     raise
         if enough.cancel_called:
             return ChatEnd(LENGTH, None)
         if silence.cancel_called and not whole.cancel_called:
-            raise BackendTimeout(f"{call.offered.model} said nothing for {_SILENCE:g} s")
+            raise BackendTimeout(f"{call.offered.model} said nothing for {patience:g} s")
         raise Refused(ErrorKind.EXPIRED, "the request's time is over")
 
     async def _conclude(self, lane: Lane, call: TakenCall, text: str, end: ChatEnd, spending: "_Spending") -> LlmFinal:
@@ -404,7 +401,24 @@ class LlmServer:
     # saying it
 
     async def _send(self, line: AttendedStream, kind: MessageType, payload: object) -> None:
-        await line.stream.send(seal(self._identity, kind, payload, self._clock(), line.peer_id), _SEND)
+        await line.send(_SEND, self._sealed(line, kind, payload))
+
+    async def _say(self, line: AttendedStream, call: TakenCall, kind: MessageType, payload: object) -> None:
+        """Send it; to a client that reads the answer when it is whole, with what comes next."""
+        if call.is_whole:
+            line.hold(self._sealed(line, kind, payload))
+        else:
+            await self._send(line, kind, payload)
+
+    async def _show_life(self, line: AttendedStream) -> None:
+        """Send what is held, or that we are still at it."""
+        if line.holds:
+            await line.send(_SEND)
+        else:
+            await self._send(line, MessageType.LLM_WAITING, Nothing())
+
+    def _sealed(self, line: AttendedStream, kind: MessageType, payload: object) -> bytes:
+        return seal(self._identity, kind, payload, self._clock(), line.peer_id)
 
     async def _fail(self, line: AttendedStream, kind: ErrorKind, message: str) -> None:
         self.errors[kind] += 1

@@ -94,6 +94,7 @@ class MeshWriter:
             max_price=self._max_price,
             fold_words=request.max_words,
             deadline=self._deadline,
+            is_whole=True,
         )
         answer = await self._call(chat)
         is_cut = answer.finish == LENGTH

@@ -222,7 +222,9 @@ class Router:
                 self._on_failure(call, executor, error)
                 return None
             request = call.request(self._identity.peer_id, executor, lane.session, Millis(self._clock()))
-            attempt = Attempt(self._identity, lane, sign_request(self._identity, request), self._clock)
+            attempt = Attempt(
+                self._identity, lane, sign_request(self._identity, request), self._clock, is_whole=call.chat.is_whole
+            )
             try:
                 final = await attempt.run(_guarded(deliver))
             except (ProtocolError, ServiceError) as error:

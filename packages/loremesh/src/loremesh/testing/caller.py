@@ -27,7 +27,7 @@ from loremesh.protocol.vouchers import (
     next_voucher,
     sign_voucher,
 )
-from loremesh.protocol.wire import MessageType, seal, unseal
+from loremesh.protocol.wire import MessageType, Nothing, seal, unseal
 from loremesh.services.happenings import Clock
 from loremesh.testing.calls import SESSION
 
@@ -38,6 +38,7 @@ _PATIENCE: Final = 700.0
 _PAYLOADS: Final[dict[MessageType, type]] = {
     MessageType.LLM_ACCEPTED: Accepted,
     MessageType.LLM_BUSY: Busy,
+    MessageType.LLM_WAITING: Nothing,
     MessageType.LLM_ERROR: LlmError,
     MessageType.LLM_DELTA: Delta,
     MessageType.LLM_FINAL: LlmFinal,
@@ -45,7 +46,7 @@ _PAYLOADS: Final[dict[MessageType, type]] = {
     MessageType.VOUCHER_REFUSED: VoucherRefused,
 }
 
-Reply = Accepted | Busy | LlmError | Delta | LlmFinal | VoucherAccepted | VoucherRefused
+Reply = Accepted | Busy | Nothing | LlmError | Delta | LlmFinal | VoucherAccepted | VoucherRefused
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class Caller:
     stream: Stream
     clock: Clock
     session: Hash = SESSION
+    is_whole: bool = False
+    """Asks for answers that nobody reads before they are whole."""
     voucher: Voucher | None = None
     made: int = 0
     """Requests so far; the next one's id."""
@@ -94,7 +97,8 @@ class Caller:
     async def ask(self, request: LlmRequest | None = None) -> LlmRequest:
         """Send a request, signed; None: the usual one."""
         request = request or self.request()
-        await self.send(MessageType.LLM_REQUEST, sign_request(self.identity, request))
+        kind = MessageType.LLM_REQUEST_WHOLE if self.is_whole else MessageType.LLM_REQUEST
+        await self.send(kind, sign_request(self.identity, request))
         return request
 
     async def reply(self) -> Reply | None:
@@ -132,8 +136,9 @@ class Caller:
         request = await self.ask(request)
         accepted = await self.expect(Accepted)
         transcript = Transcript(request.id, accepted.price)
-        while isinstance(reply := await self.reply(), Delta):
-            transcript.accept(reply, self.executor)
+        while isinstance(reply := await self.reply(), Delta | Nothing):
+            if isinstance(reply, Delta):
+                transcript.accept(reply, self.executor)
         if not isinstance(reply, LlmFinal | LlmError):
             raise AssertionError(f"{reply} at the end of an answer")  # noqa: TRY004 - a test failed
         return transcript, reply

@@ -37,7 +37,7 @@ class Behaviour(StrEnum):
     PLAIN = "plain"
     """Plain JSON, whatever was asked."""
     SLOW = "slow"
-    """A stream with a pause before each word."""
+    """A stream with a pause before each word; where none was asked for, plain JSON after a pause."""
     BROKEN = "broken"
     """A stream that breaks off in the middle."""
     RESET = "reset"
@@ -175,6 +175,7 @@ class FakeOpenAI:
             case Behaviour.EMPTY | Behaviour.HUGE:
                 await send(self._plain("x" * _HUGE if behaviour is Behaviour.HUGE else None))
             case _ if behaviour is Behaviour.PLAIN or not call.body.get("stream"):
+                await trio.sleep(self.pause if behaviour is Behaviour.SLOW else 0)
                 await send(self._plain(content))
             case _:
                 await self._stream(send, call, content, behaviour)

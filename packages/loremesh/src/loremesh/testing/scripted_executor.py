@@ -50,7 +50,7 @@ from loremesh.protocol.vouchers import (
     VoucherRefused,
     check_voucher,
 )
-from loremesh.protocol.wire import MessageType, seal, unseal
+from loremesh.protocol.wire import MessageType, Nothing, seal, unseal
 from loremesh.services.happenings import Clock
 from loremesh.testing.calls import PIECES, PRICE, count_words
 from loremesh.testing.memory_node import MemoryNode
@@ -128,6 +128,8 @@ class ScriptedExecutor:
     knows: list[SignedCard] = field(default_factory=list)
     """Cards of others that it passes on."""
     requests: list[LlmRequest] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    """Of each request, whether its client reads no pieces."""
     vouchers: list[SignedVoucher] = field(default_factory=list)
     """Accepted."""
     handed_in: list[HandIn] = field(default_factory=list)
@@ -205,7 +207,8 @@ class ScriptedExecutor:
             self._on_change()
 
     async def _take(self, line: Line, kind: MessageType, payload: bytes) -> None:
-        if kind is MessageType.LLM_REQUEST:
+        if kind in {MessageType.LLM_REQUEST, MessageType.LLM_REQUEST_WHOLE}:
+            self.whole.append(kind is MessageType.LLM_REQUEST_WHOLE)
             signed = decode(SignedRequest, payload)
             line.request = check_request(signed, self.identity.peer_id, line.stream.peer_id, Millis(self.clock()))
             self.requests.append(line.request)
@@ -289,6 +292,20 @@ def silent_after(pieces: int | None) -> Script:
         if pieces is not None:
             await line.deliver(await line.accept(), line.executor.rest(line.request)[:pieces])
         await trio.sleep(_HOUR)
+
+    return script
+
+
+def shows_life(seconds: float, every: float = 5.0) -> Script:
+    """Answer well after so many seconds, and say meanwhile that it is at it."""
+
+    async def script(line: Line) -> None:
+        transcript = await line.accept()
+        for _ in range(int(seconds / every)):
+            await trio.sleep(every)
+            await line.send(MessageType.LLM_WAITING, Nothing())
+        await line.deliver(transcript, line.executor.rest(line.request))
+        await line.end(transcript)
 
     return script
 

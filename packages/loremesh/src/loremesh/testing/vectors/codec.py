@@ -9,6 +9,7 @@ from loremesh.primitives import Hash, Height, Millis
 from loremesh.protocol.block import Block, Header, SignedHeader
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.genesis import Genesis, Rules, Validator
+from loremesh.protocol.llm import sign_request
 from loremesh.protocol.transaction import Suggest, Transaction, TransactionBody
 from loremesh.protocol.wire import (
     Account,
@@ -35,6 +36,7 @@ from loremesh.protocol.wire import (
 from loremesh.testing.bad_blocks import scene, with_serving
 from loremesh.testing.bad_bytes import BAD_BYTES
 from loremesh.testing.builders import ANN, BOB, START, suggestion
+from loremesh.testing.calls import CLIENT, chat_request
 from loremesh.testing.vectors.plain import Case, plain
 
 TYPES: dict[str, type] = {
@@ -160,6 +162,13 @@ def cases() -> list[Case]:
         (
             "an envelope",
             Envelope(MessageType.STATUS_REQUEST.value, Millis(START + 1), ANN.peer_id, BOB.peer_id, encode(Nothing())),
+        ),
+        *(
+            (f"an envelope of {kind}", Envelope(kind.value, START, ANN.peer_id, BOB.peer_id, encode(payload)))
+            for kind, payload in (
+                (MessageType.LLM_REQUEST_WHOLE, sign_request(CLIENT, chat_request())),
+                (MessageType.LLM_WAITING, Nothing()),
+            )
         ),
         ("an envelope for everybody", Envelope(MessageType.PEER_JOIN.value, START, ANN.peer_id, b"", b"")),
         ("a request with a hash of zeros", GenesisRequest(Hash(bytes(32)))),
