@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from loremesh.protocol.genesis import Genesis
+from loremesh.testing.builders import EASY, small_genesis
 from loremesh.testing.serving_scene import Scene
-from loremesh.testing.small_network import SmallNetwork
+from loremesh.testing.small_network import SmallNetwork, SmallNode
 from loremesh.testing.virtual_time import run_jumping
 
 NewNetwork = Callable[..., SmallNetwork]
@@ -39,3 +40,14 @@ def new_network(nursery: trio.Nursery) -> NewNetwork:
 async def scene(nursery: trio.Nursery) -> Scene:
     """Let an executor with a scripted backend serve."""
     return await Scene.set(nursery)
+
+
+@pytest.fixture
+async def pair(new_network: NewNetwork) -> tuple[SmallNetwork, SmallNode, SmallNode]:
+    """Let two nodes know each other; the second dialled the first."""
+    network = new_network(small_genesis(EASY))
+    first = await network.start("ann")
+    second = await network.start("bob", first)
+    await first.wait_joined(second.peer_id)
+    await second.wait_joined(first.peer_id)
+    return network, first, second

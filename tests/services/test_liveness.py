@@ -24,17 +24,6 @@ NewNetwork = Callable[..., SmallNetwork]
 EVE = identity("eve")
 
 
-@pytest.fixture
-async def pair(new_network: NewNetwork) -> tuple[SmallNetwork, SmallNode, SmallNode]:
-    """Two nodes that know each other; the second dialled the first."""
-    network = new_network(small_genesis(EASY))
-    first = await network.start("ann")
-    second = await network.start("bob", first)
-    await first.wait_joined(second.peer_id)
-    await second.wait_joined(first.peer_id)
-    return network, first, second
-
-
 Pair = tuple[SmallNetwork, SmallNode, SmallNode]
 
 

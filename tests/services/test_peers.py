@@ -62,17 +62,6 @@ async def ask(
 
 
 @pytest.fixture
-async def pair(new_network: NewNetwork) -> tuple[SmallNetwork, SmallNode, SmallNode]:
-    """Two nodes that know each other."""
-    network = new_network(small_genesis(EASY))
-    first = await network.start("ann")
-    second = await network.start("bob", first)
-    await first.wait_joined(second.peer_id)
-    await second.wait_joined(first.peer_id)
-    return network, first, second
-
-
-@pytest.fixture
 async def stranger(pair: tuple[SmallNetwork, SmallNode, SmallNode], nursery: trio.Nursery) -> MemoryNode:
     """EVE's bare network, connected to the first of the pair."""
     network, first, _ = pair
