@@ -96,6 +96,7 @@ def _calls(server: LlmServer, tally: Tally) -> Iterator[Figure]:
         ("kind",),
         {(str(kind),): server.errors[kind] for kind in ErrorKind},
     )
+    yield _counter("loremesh_llm_unpaid_tokens_total", "Tokens that clients took and left unpaid.", server.unpaid.total)
     yield _gauge("loremesh_llm_slots", "Calls that can be answered at once; 0 once none are taken.", server.slots)
     yield _gauge("loremesh_llm_running", "Slots in use, by the node's own writing too.", server.running)
 

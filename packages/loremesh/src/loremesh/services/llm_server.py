@@ -62,6 +62,7 @@ from loremesh.services.latest import Latest
 from loremesh.services.served_once import ServedOnce
 from loremesh.services.settling import REASON_BYTES, Journal, Lane, Settling
 from loremesh.services.slots import LATEST, MINUTE, PerMinute, Slots
+from loremesh.services.unpaid import MOST_UNPAID, Unpaid
 
 logger = logging.getLogger("loremesh.serving")
 
@@ -101,6 +102,7 @@ class LlmServer:
         tell: Hears of every call that was answered.
         counting: Counts tokens.
         answer_limit: Most bytes of an answer; a longer one ends there, as by a limit of the model.
+        unpaid_limit: Most tokens that one client may leave unpaid within an hour.
     """
 
     def __init__(
@@ -113,11 +115,14 @@ class LlmServer:
         tell: Tell,
         counting: Counting | None = None,
         answer_limit: int = MAX_ANSWER_BYTES,
+        unpaid_limit: int = MOST_UNPAID,
     ) -> None:
         self.busy = 0
         """Calls that there was no room for."""
         self.errors = Counter[ErrorKind]()
         """Calls that were refused, or failed."""
+        self.unpaid = Unpaid(unpaid_limit)
+        """What clients took and did not pay for."""
         self.load = Latest(0)
         """Changes with every call that begins or ends."""
         self._identity = identity
@@ -174,6 +179,8 @@ class LlmServer:
                 await self._converse(line, lane)
                 await stream.finish()
         finally:
+            if lane.lent is not None:
+                self._not_paid(stream.peer_id, lane.lent.price, lane.lent.tokens)
             if lane.session is not None:
                 self._sessions.discard((stream.peer_id, lane.session))
 
@@ -184,11 +191,14 @@ class LlmServer:
                 case MessageType.LLM_REQUEST | MessageType.LLM_REQUEST_WHOLE:
                     await self._take_call(line, lane, payload, is_whole=kind is MessageType.LLM_REQUEST_WHOLE)
                 case MessageType.VOUCHER:
+                    lent = lane.lent
                     answer = await self._settling.take_voucher(lane, line.peer_id, decode(SignedVoucher, payload))
                     if not isinstance(answer, VoucherAccepted):
                         await self._send(line, MessageType.VOUCHER_REFUSED, answer[0])
                         await self._part(line, answer[1])
                         return
+                    if lent is not None and lane.lent is None:
+                        self.unpaid.pay(line.peer_id, lent.tokens)
                     await self._send(line, MessageType.VOUCHER_ACCEPTED, answer)
                 case MessageType.HAND_IN:
                     handed = await self._settling.take_hand_in(lane, line.peer_id, decode(HandIn, payload))
@@ -256,6 +266,8 @@ class LlmServer:
         if offered.offer.price > request.max_price:
             message = f"the price is {offered.offer.price} gwei per 1,000 tokens"
             raise Refused(ErrorKind.TOO_EXPENSIVE, message)
+        if offered.offer.price and (wait := self.unpaid.wait(client)) > 0:
+            raise BackendBusy("too much was taken of late and not paid for", wait)
         await self._check_session(lane, request)
         return request, offered
 
@@ -330,6 +342,9 @@ class LlmServer:
             await self._fail(line, *told(error, call))
         except Refused as refused:
             await self._fail(line, refused.kind, refused.message)
+        except (ProtocolError, ServiceError):
+            self._not_paid(request.client, price, spending.used)  # it has left, or reads no more
+            raise
         else:
             await self._send(line, MessageType.LLM_FINAL, final)
 
@@ -393,10 +408,14 @@ class LlmServer:
         except (StorageError, MachineError) as error:
             logger.error("a call was answered and cannot be written down: %s", error)  # noqa: TRY400 - one line
             raise Refused(ErrorKind.BACKEND_FAILED, "the call could not be written down") from error
-        lane.owed = receipt
+        lane.owed = lane.lent = receipt
         self._tell(Served(receipt))
         serving = sign_serving(self._identity, request, text)
         return LlmFinal(receipt, signed.signature, usage, (serving,) if serving is not None else ())
+
+    def _not_paid(self, client: PeerId, price: int, tokens: int) -> None:
+        if price:
+            self.unpaid.leave(client, tokens)
 
     # saying it
 

@@ -50,6 +50,8 @@ class Lane:
     """The newest."""
     owed: Receipt | None = None
     """What the client has not countersigned yet."""
+    lent: Receipt | None = None
+    """The same, of a call that this very stream carried."""
 
 
 class Settling:
@@ -91,7 +93,7 @@ class Settling:
             await self._journal.record(refused(self._me, receipt, error, now))
             return _refusal(error, lane.voucher), error
         await self._journal.record(vouched(signed, receipt, now))
-        lane.voucher, lane.owed = signed, None
+        lane.voucher, lane.owed, lane.lent = signed, None, None
         return VoucherAccepted(signed.voucher.head)
 
     async def take_hand_in(self, lane: Lane, client: PeerId, handed: HandIn) -> VoucherAccepted | VoucherRefused:
@@ -134,7 +136,7 @@ class Settling:
         if voucher.session == lane.session:
             lane.voucher = signed
             if lane.owed is not None and lane.owed.request == evidence.receipt.request:
-                lane.owed = None
+                lane.owed = lane.lent = None
         return VoucherAccepted(voucher.head)
 
 

@@ -53,6 +53,7 @@ class Scene:
     slots: Slots = field(default_factory=lambda: Slots(4))
     cap: DailyCap | None = None
     context: int = 512
+    price: int = PRICE
     clients: dict[bytes, MemoryNode] = field(default_factory=dict)
     ended: list[CallServed] = field(default_factory=list)
     more: trio.Event = field(default_factory=trio.Event)
@@ -73,7 +74,9 @@ class Scene:
         server = LlmServer(
             identity=EXECUTOR,
             models=lambda: {
-                MODEL: Offered(ModelOffer(MODEL, self.context, PRICE), "real-name", self.chat, self.slots, self.cap)
+                MODEL: Offered(
+                    ModelOffer(MODEL, self.context, self.price), "real-name", self.chat, self.slots, self.cap
+                )
             },
             journal=self.journal,
             clock=self.clock,
