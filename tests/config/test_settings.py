@@ -96,6 +96,8 @@ def test_one_file_serves_all_three_programs(tmp_path: Path) -> None:
         ({"drain": "-1"}, "--drain: should be greater than or equal to 0, not '-1'"),
         ({"max_tokens_per_day": "0"}, "--max-tokens-per-day: should be greater than or equal to 1, not '0'"),
         ({"latency": "2,1"}, "--latency: should be MIN,MAX with MIN not above MAX, not '2,1'"),
+        ({"latency": "3"}, "--latency: should be MIN,MAX such as 0.5,2, not '3'"),
+        ({"work_share": "much"}, "--work-share: should be a valid number, not 'much'"),
         ({"latency": "0,6"}, "--latency: should be less than or equal to 5, not '6'"),
         ({"story": "abc"}, "--story: should be a story id: 64 hexadecimal digits, not 'abc'"),
         ({"backend": "vllm"}, "--backend: should be 'builtin', 'openai', 'local' or 'mesh', not 'vllm'"),

@@ -90,6 +90,8 @@ async def test_where_nobody_serves_anything_the_client_says_whom_it_asked(start:
         (("--prompt", "x"), 2, "--bootstrap-nodes"),
         (("--bootstrap-nodes", "/ip4/127.0.0.1/tcp/9"), 2, "--prompt"),
         (("--prompt", "x", "--messages", "-", "--bootstrap-nodes", "/ip4/127.0.0.1/tcp/9"), 2, "not both"),
+        (("--prompt", "x", "--temperature", "9"), 2, "'--temperature': should be less than or equal to 2"),
+        (("--prompt", "x", "--max-tokens", "0"), 2, "'--max-tokens': should be greater than or equal to 1"),
         (("--messages", "/nowhere", "--bootstrap-nodes", "/ip4/127.0.0.1/tcp/9"), 2, "no such file"),
         (("--prompt", "x", "--bootstrap-nodes", "/ip4/127.0.0.1/tcp/9"), 3, "no bootstrap node can be reached"),
     ],

@@ -4,6 +4,7 @@ A backend answers prompts: of an executor's own mining, and of whoever calls its
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,10 @@ def base_url(text: str) -> str:
 
 
 def _numbers(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    numbers = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    if isinstance(numbers, list | tuple) and len(numbers) != 2:  # noqa: PLR2004 - two ends of a span
+        raise ValueError("should be MIN,MAX such as 0.5,2")
+    return numbers
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -162,11 +166,17 @@ def take_keys(table: Mapping[str, Any], known: frozenset[str], path: Path, where
     return given
 
 
+def plain_reason(message: str) -> str:
+    """Take what only a programmer wants to know out of what pydantic says of a value."""
+    shorter = message.removeprefix("Value error, ").replace("Input should", "should", 1)
+    return re.sub(r", unable to parse string as an? \w+", "", shorter)
+
+
 def refuse(details: ErrorDetails, given: Mapping[str, Given]) -> NoReturn:
     """Turn pydantic's first complaint into our one line."""
     key = str(details["loc"][0])
     where = given[key].where if key in given else key
-    reason = details["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    reason = plain_reason(details["msg"])
     if key not in _SECRETS:
         shown = repr(details["input"])
         reason += f", not {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"

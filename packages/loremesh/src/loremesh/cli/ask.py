@@ -31,11 +31,14 @@ def ask(  # noqa: PLR0917 - each is a flag, and typer passes them by name
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it comes.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say on stderr who was chosen, and why.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = 1024,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, max=1 << 20, help="Longest answer.")
+    ] = 1024,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="0 to 2; the executor's own without.")
+        float | None,
+        typer.Option("--temperature", metavar="T", min=0, max=2, help="0 to 2; the executor's own without."),
     ] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="0 to 1; likewise.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", min=0, max=1, help="0 to 1; likewise.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same answer again, if it can.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends there. Repeatable.")] = None,
     max_price: MaxPrice = None,

@@ -104,7 +104,9 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def _explain_usage(program: str, error: typer.TyperException) -> ExitCode:
-    message = error.format_message()
+    from loremesh.settings_tables import plain_reason
+
+    message = plain_reason(error.format_message())
     if message.startswith("Usage:"):  # nothing was asked for, so typer answers with the whole help
         return _say(message, ExitCode.USAGE)
     context = getattr(error, "ctx", None)

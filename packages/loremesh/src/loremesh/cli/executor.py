@@ -38,7 +38,11 @@ def executor() -> None:
 @app.command()
 @with_flags(*EXECUTOR_FLAGS)
 def run(flags: Flags) -> None:
-    """Run an executor, or one for each [[executor]] table of the configuration file, until told to stop."""
+    """Run an executor, or one for each [[executor]] table of the configuration file, until told to stop.
+
+    There are also: loremesh-executor journal, which shows the calls that were served; loremesh-executor model, which
+    fetches and lists small models of one's own.
+    """
     from loremesh.config import load_executors
 
     executors = load_executors(flags, os.environ)
