@@ -19,16 +19,14 @@ from loremesh.network.events import (
 )
 from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
-from loremesh.primitives import PeerId
 from loremesh.protocol.identity import Identity
+from loremesh.testing.loopback import ECHO, TOPIC, anything
 from loremesh.testing.memory_link import WINDOW
 from loremesh.testing.memory_network import MemoryNetwork
 from loremesh.testing.memory_node import MemoryNode
 
 Event = TypeVar("Event", bound=NetworkEvent)
 StartNode = Callable[[MemoryNetwork], Awaitable[MemoryNode]]
-ECHO = "/loremesh/echo/1"
-TOPIC = "/loremesh/test/1"
 HOUR = 3600.0
 
 
@@ -57,10 +55,6 @@ def start(nursery: trio.Nursery) -> StartNode:
 async def echo(stream: Stream) -> None:
     while (frame := await stream.receive(HOUR)) is not None:
         await stream.send(frame, HOUR)
-
-
-def anything(_signer: PeerId, _data: bytes) -> None:
-    """Accept every message."""
 
 
 async def wait_event(node: MemoryNode, kind: type[Event]) -> Event:
