@@ -84,6 +84,19 @@ async def test_of_many_addresses_each_gets_its_turn_before_any_has_another(
     assert came <= 11  # all that stood in line before it: four of each
 
 
+async def test_seven_addresses_that_shake_hands_slowly_hold_nobody_else_up(
+    autojump_clock: MockClock, doorstep: Doorstep
+) -> None:
+    for number in range(7):
+        doorstep.ring(f"slow {number}", 10, 5.0)
+    for number in range(20):
+        await trio.sleep(1.3)
+        doorstep.ring(f"other {number}", 1, 0.01)
+    await trio.sleep(10)
+    came = [when for when, who in doorstep.came if who.startswith("other")]
+    assert came == pytest.approx([1.3 * (number + 1) for number in range(20)])
+
+
 async def test_one_address_may_fill_half_of_the_room_to_wait_in(autojump_clock: MockClock, doorstep: Doorstep) -> None:
     assert doorstep.admission.has_room("slow")
     doorstep.ring("slow", 4 + 64, 5.0)
@@ -92,7 +105,30 @@ async def test_one_address_may_fill_half_of_the_room_to_wait_in(autojump_clock: 
     assert doorstep.admission.has_room("other")
     doorstep.ring("other", 4 + 64, 5.0)
     await trio.sleep(1)
+    assert not doorstep.admission.has_room("other")
+
+
+async def test_two_addresses_that_fill_the_room_keep_no_other_from_waiting_its_turn(
+    autojump_clock: MockClock, doorstep: Doorstep
+) -> None:
+    for address in ("slow", "other"):
+        doorstep.ring(address, 4 + 64, 5.0)
+    await trio.sleep(1)
+    assert doorstep.admission.has_room("third")
+    doorstep.ring("third", 4 + 1, 5.0)  # one of it waits
+    await trio.sleep(1)
     assert not doorstep.admission.has_room("third")
+
+
+async def test_from_however_many_addresses_they_come_only_so_many_wait(
+    autojump_clock: MockClock, doorstep: Doorstep
+) -> None:
+    for number in range(1000):
+        if doorstep.admission.has_room(f"address {number}"):
+            doorstep.ring(f"address {number}", 1, 5.0)
+            await trio.sleep(1e-6)
+    assert len(doorstep.came) == 16
+    assert sum(one.inside for one in doorstep.admission._addresses.values()) == 16 + 2 * 128
 
 
 async def test_the_room_is_free_again_when_they_have_gone(autojump_clock: MockClock, doorstep: Doorstep) -> None:

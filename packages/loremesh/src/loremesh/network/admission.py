@@ -15,6 +15,10 @@ import trio
 
 _SHARE: Final = 4
 """One address may have this part of the places for handshakes, and half of those to wait in."""
+_REPEATS: Final = 2
+"""All but the first that an address has under way share this part of the places: few addresses cannot take all."""
+_FOR_FIRSTS: Final = 2
+"""So many times as many may wait where those beyond are the only ones of their addresses."""
 _MOST_IDLE: Final = 256
 """Addresses whose last turn is remembered although nobody waits; those that may have the next at once are forgotten."""
 
@@ -39,8 +43,9 @@ class Admission:
     """The turns of newcomers. Whoever finds no place to wait in is to be turned away at once, before it costs anything.
 
     Args:
-        at_once: Handshakes under way; of one address a quarter of them.
-        waiting: Newcomers that wait their turn; of one address half of them.
+        at_once: Handshakes under way; of one address a quarter of them, and all but the first of each share a half.
+        waiting: Newcomers that wait their turn; of one address half of them. As many again may wait that are the only
+            ones of their addresses.
         pace: Turns of one address in a second, in the long run.
         burst: Turns that an address may have at once when it has had none for a while.
     """
@@ -48,6 +53,7 @@ class Admission:
     def __init__(self, *, at_once: int, waiting: int, pace: float, burst: int) -> None:
         self._at_once = trio.CapacityLimiter(at_once)
         self._at_once_each = max(1, at_once // _SHARE)
+        self._repeats = trio.CapacityLimiter(max(1, at_once // _REPEATS))
         self._waiting = waiting
         self._pace = pace
         self._burst = burst
@@ -57,8 +63,9 @@ class Admission:
         """Tell whether one more newcomer from an address may wait for its turn."""
         known = self._addresses.get(address)
         here = 0 if known is None else known.inside - known.under_way.borrowed_tokens
-        others = sum(one.inside - one.under_way.borrowed_tokens for one in self._addresses.values())
-        return here < max(1, self._waiting // 2) and others < self._waiting
+        everybody = sum(one.inside for one in self._addresses.values()) - self._at_once.borrowed_tokens
+        most = self._waiting if here else self._waiting * _FOR_FIRSTS
+        return here < max(1, self._waiting // 2) and everybody < most
 
     @property
     def is_crowded(self) -> bool:
@@ -86,6 +93,8 @@ class Admission:
             # In this order, so that in the queue for everybody stand but a few of each address.
             await known.under_way.acquire_on_behalf_of(turn)
             await trio.sleep_until(self._next_turn(known))
+            if known.under_way.borrowed_tokens > 1:
+                await self._repeats.acquire_on_behalf_of(turn)
             await self._at_once.acquire_on_behalf_of(turn)
         except BaseException:
             self.end(turn)
@@ -97,7 +106,7 @@ class Admission:
         if not turn.is_over:
             turn.is_over = True
             turn.of.inside -= 1
-            for limiter in (turn.of.under_way, self._at_once):
+            for limiter in (turn.of.under_way, self._repeats, self._at_once):
                 if turn in limiter.statistics().borrowers:
                     limiter.release_on_behalf_of(turn)
 
