@@ -43,7 +43,7 @@ from loremesh.services.tracker import LIST_EVERY
 from loremesh.testing.builders import EASY, identity, small_genesis
 from loremesh.testing.memory_node import MemoryNode
 from loremesh.testing.orchard import Orchard, name_of
-from loremesh.testing.small_network import SmallNetwork, SmallNode
+from loremesh.testing.small_network import SmallNetwork, SmallNode, tracker_of, trackers
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
@@ -111,15 +111,6 @@ async def five(new_network: NewNetwork) -> Five:
                 await node.wait_joined(other.peer_id)
     await trio.sleep(2 * HEARTBEAT)
     return Five(network, nodes)
-
-
-def tracker_of(node: SmallNode) -> PeerId | None:
-    return node.story.tracker.tracker
-
-
-def trackers(nodes: Iterable[SmallNode]) -> set[PeerId]:
-    """Give those who take themselves for the tracker."""
-    return {node.peer_id for node in nodes if node.story.tracker.office.state is TrackerState.TRACKER}
 
 
 async def wait_tracker(nodes: Iterable[SmallNode], who: Identity, patience: float = 1000) -> float:

@@ -8,14 +8,12 @@ from functools import partial
 import pytest
 import trio
 
-from loremesh.primitives import PeerId
 from loremesh.protocol.genesis import Validator
-from loremesh.protocol.tracker import TrackerState
 from loremesh.services.happenings import Rejected
 from loremesh.services.liveness import DEAD_AFTER, HEARTBEAT
 from loremesh.testing.builders import EASY, identity, small_genesis
 from loremesh.testing.orchard import Orchard
-from loremesh.testing.small_network import SmallNetwork, SmallNode
+from loremesh.testing.small_network import SmallNetwork, SmallNode, tracker_of, trackers
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
@@ -23,15 +21,6 @@ NewNetwork = Callable[..., SmallNetwork]
 NAMES = ("ann", "bob", "cat", "dan", "fay")
 FIRST, *OTHERS = map(identity, NAMES)
 GENESIS = replace(small_genesis(EASY, tracker=FIRST), validators=tuple(Validator(one.peer_id) for one in OTHERS))
-
-
-def tracker_of(node: SmallNode) -> PeerId | None:
-    return node.story.tracker.tracker
-
-
-def trackers(nodes: Iterable[SmallNode]) -> set[PeerId]:
-    """Give those who take themselves for the tracker."""
-    return {node.peer_id for node in nodes if node.story.tracker.office.state is TrackerState.TRACKER}
 
 
 async def wait_until(is_so: Callable[[], bool], patience: float) -> None:

@@ -15,6 +15,7 @@ from loremesh.protocol.block import Block
 from loremesh.protocol.codec import decode
 from loremesh.protocol.genesis import Genesis, Parameters
 from loremesh.protocol.identity import Identity
+from loremesh.protocol.tracker import TrackerState
 from loremesh.roles.assembly import Disk, Services, Story, assemble
 from loremesh.services.canon import newest_paragraphs
 from loremesh.services.chain import ChainService
@@ -241,3 +242,13 @@ async def wait_agreement(nodes: Iterable[SmallNode], height: int = 1) -> Hash:
             for node in nodes:
                 nursery.start_soon(watch, node)
     return nodes[0].head
+
+
+def tracker_of(node: SmallNode) -> PeerId | None:
+    """Give whom a node takes for the tracker."""
+    return node.story.tracker.tracker
+
+
+def trackers(nodes: Iterable[SmallNode]) -> set[PeerId]:
+    """Give those who take themselves for the tracker."""
+    return {node.peer_id for node in nodes if node.story.tracker.office.state is TrackerState.TRACKER}
