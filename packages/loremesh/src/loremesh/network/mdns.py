@@ -5,7 +5,8 @@ so other implementations do not understand it; it runs an event loop of its own 
 
 Whoever is on the local network may claim anything here: what is found is hearsay, to be dialled and proved.
 
-IPv4 only, as far as asking goes; the addresses found may be of any kind.
+IPv4 only, as far as asking goes; the addresses found may be of any kind. Multicast of IPv6 goes by interface, and is
+not to be had on a loopback one: docs/protocol/network.md, "Neighbours".
 
 Source: libp2p's mdns discovery specification; RFC 6762.
 """
