@@ -182,6 +182,12 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
     """How log lines look."""
 
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """What clients may ask an executor for, by the names that they use."""
+        own = [backend for backend in self.backends if self.serve and backend.is_own]
+        return tuple(model for backend in own for model in backend.models)
+
 
 KEYS: Final = tuple(field.alias or name for name, field in Settings.model_fields.items() if name != "backends")
 _TABLE_KEYS: Final = frozenset(KEYS) - {"json", "log_level", "log_format", "drain"}

@@ -8,6 +8,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from loremesh.cli.present import console
+from loremesh.config import Settings
 from loremesh.primitives import PeerId
 from loremesh.protocol.identity import peer_id_text
 from loremesh.protocol.tracker import TrackerState
@@ -32,14 +33,14 @@ _NO_STORY: Final = {
 }
 
 
-def printer(*, as_json: bool, node: str | None = None) -> Tell:
-    """Give what prints happenings on stdout.
+def printer(settings: Settings, *, node: str | None = None) -> Tell:
+    """Give what prints happenings on stdout, for people or, as the command line's contract has it, for programs.
 
     Args:
-        as_json: For programs, as the command line's contract has it.
+        settings: The node's.
         node: Which of several nodes of this process it is.
     """
-    return _json_printer(node) if as_json else _text_printer(node)
+    return _json_printer(node) if settings.json_output else _text_printer(settings, node)
 
 
 def event_view(happening: Happening) -> dict[str, Any]:  # noqa: PLR0911 - one arm per event
@@ -90,15 +91,28 @@ def _json_printer(node: str | None) -> Tell:
     return tell
 
 
-def _text_printer(node: str | None) -> Tell:
+def _text_printer(settings: Settings, node: str | None) -> Tell:
     out = console()
     prefix = f"{node}: " if node else ""
+    own: PeerId | None = None
+    first: Role | None = None
 
     def tell(happening: Happening) -> None:
+        nonlocal own, first
         if isinstance(happening, Tracker):
             return  # the line of its block has named it
-        line, style = _line(happening)
+        if isinstance(happening, Role) and own is None:
+            first = happening  # said below who we are
+            return
+        line, style = _line(happening, own)
         out.print(Text(prefix + line, style), soft_wrap=True)
+        if isinstance(happening, Ready):
+            own = happening.peer_id
+            lines = [f"serving {', '.join(settings.served_models)}"] if settings.served_models else []
+            for line in (*lines, f"keeping its key and what it knows in {settings.data_dir}"):
+                out.print(Text(f"{prefix}  {line}", "bold"), soft_wrap=True)
+            if first is not None:
+                tell(first)
 
     return tell
 
@@ -106,8 +120,8 @@ def _text_printer(node: str | None) -> Tell:
 _Shown = Ready | Head | Role | PeerChanged | Rejected | Banned | Evidence | Served
 
 
-def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
-    """Put a happening into a line for people, and its style."""
+def _line(happening: _Shown, own: PeerId | None) -> tuple[str, str]:  # noqa: PLR0911 - one arm per event
+    """Put a happening into a line for people, and its style; `own` is the node that speaks, once it is ready."""
     match happening:
         case Ready(role, peer_id, addresses, story, http):
             lines = [f"{role} {peer_id_text(peer_id)} is ready"]
@@ -116,7 +130,7 @@ def _line(happening: _Shown) -> tuple[str, str]:  # noqa: PLR0911 - one arm per 
             lines += [f"  health and metrics at http://{http}"] if http else []
             return "\n".join(lines), "bold"
         case Head(height, name, producer, depth):
-            by = _short(producer) if producer else "nobody"
+            by = "us" if producer and producer == own else _short(producer) if producer else "nobody"
             reorg = f", in place of {depth} blocks that lost" if depth else ""
             return f"block {height} ({name.hex()[:_SHORT]}) by {by}{reorg}", "yellow" if depth else "green"
         case Role(state, _):

@@ -53,7 +53,9 @@ def run(flags: Flags) -> None:
     from loremesh.cli.events import printer
     from loremesh.roles.executor import run as run_executors
 
+    by_name = {settings.name: settings for settings in executors}
+
     def tell(name: str) -> "Tell":
-        return printer(as_json=executors[0].json_output, node=name if len(executors) > 1 else None)
+        return printer(by_name[name], node=name if len(executors) > 1 else None)
 
     trio.run(run_executors, executors, tell)

@@ -23,4 +23,4 @@ def validator(flags: Flags) -> None:
     from loremesh.cli.events import printer
     from loremesh.roles.validator import run
 
-    trio.run(run, settings, printer(as_json=settings.json_output))
+    trio.run(run, settings, printer(settings))

@@ -37,8 +37,7 @@ async def run(executors: Sequence[Settings], tell: Callable[[str], Tell]) -> Non
 def _starter(settings: Settings, tell: Tell) -> Start:
     async def start(task_status: "trio.TaskStatus[Node]") -> None:
         beside = partial(_work, settings) if settings.mine or settings.serve else None
-        own = [backend for backend in settings.backends if settings.serve and backend.is_own]
-        models = tuple(model for backend in own for model in backend.models)
+        models = settings.served_models
         await run_node(settings, EXECUTOR, tell, models=models, beside=beside, task_status=task_status)
 
     return start
