@@ -17,14 +17,16 @@ MINUTES ?= 30
 ARGS ?=
 
 help: ## This list
-	@echo "make demo [BLOCKS=8] [EXECUTORS=4] [JSON=1]   five nodes race to write a story, then a client reads it"
-	@echo "make demo MALICIOUS=1                         the same, and a stranger breaks every rule there is"
-	@echo "make test [ARGS='-k name']                    every test; npm fetches js-libp2p once"
-	@echo "make check                                    ruff, mypy and the import contracts"
-	@echo "make bench [ONLY=name]                        measure; prints ratios and raw figures"
-	@echo "make soak [MINUTES=30] [JSON=1]               five nodes under load, kills, freezes, cuts and lies; memory and more at the end"
-	@echo "make lock                                     resolve requirements.in into requirements.lock again"
-	@echo "make clean                                    remove everything that make has made"
+	@echo "make demo                    five nodes race to write a story, a client reads it"
+	@echo "  [BLOCKS=8] [EXECUTORS=4]   how long, and how many race"
+	@echo "  [MALICIOUS=1] [JSON=1]     a stranger breaks every rule; for programs"
+	@echo "make setup                   what the programs need, in .venv; others call it"
+	@echo "make test [ARGS='-k name']   every test; npm fetches js-libp2p once"
+	@echo "make check                   ruff, mypy and the import contracts"
+	@echo "make bench [ONLY=name]       measure; prints ratios and raw figures"
+	@echo "make soak [MINUTES=30]       five nodes under load, kills, cuts and lies"
+	@echo "make lock                    resolve requirements.in into requirements.lock"
+	@echo "make clean                   remove everything that make has made"
 
 demo: $(READY)
 	@$(BIN)/loremesh demo --blocks '$(BLOCKS)' --executors '$(EXECUTORS)' $(if $(filter-out 0,$(MALICIOUS)),--malicious) \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# S0's demo: four peers in four panes of tmux, one of which starts as the tracker, and a reader below them.
+# The demo in tmux: four peers in four panes of tmux, one of which starts as the tracker, and a reader below them.
 #
 #     examples/demo-tmux.sh [FOLDER]
 #
@@ -49,6 +49,8 @@ tmux select-layout -t "$session" tiled >/dev/null
 
 echo "$folder keeps the story; tmux kill-session -t $session ends it"
 if [ -t 1 ] && [ -z "${DETACHED:-}" ]; then
+    # Inside of tmux there is a terminal of it already, which can only be switched.
+    if [ -n "${TMUX:-}" ]; then exec tmux switch-client -t "$session"; fi
     exec tmux attach -t "$session"
 fi
 echo "attach with: tmux attach -t $session"

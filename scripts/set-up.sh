@@ -36,7 +36,7 @@ done
     complain "$python cannot make virtual environments: apt-get install python3-venv"
 
 if [ ! -x "$venv/bin/python" ] || { [ -e "$venv/.ready" ] && [ "$(cat "$venv/.ready")" != "$checkout" ]; }; then
-    echo "Setting up $venv: about half a minute, once."
+    echo "Setting up $venv: a minute or two, once."
     rm -rf "$venv"
     "$python" -m venv "$venv"
 else
@@ -48,8 +48,24 @@ pip() {
     "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@"
 }
 
+# Minutes may pass on a slow line: a terminal sees how far it is. The status goes by a file, because a pipe keeps it back.
+fetch() {
+    if [ ! -t 2 ]; then
+        pip install "$@"
+        return
+    fi
+    {
+        "$venv/bin/python" -m pip --disable-pip-version-check --no-input install "$@" || echo failed >"$venv/.failed"
+    } | awk -v all="$(grep -c '^[a-zA-Z0-9].*==' requirements.lock)" '
+        /^Collecting/ { printf "\r  fetching package %d of %d at most", ++count, all; fflush() }
+        /^Installing/ { printf "\r\033[K  installing %d packages", count; fflush() }
+        END { printf "\r\033[K" }' >&2
+    [ ! -e "$venv/.failed" ]
+}
+
 # Two steps, because pip refuses -e together with hashes; --no-deps, because the lock is complete and overrides one pin.
-pip install --no-deps --require-hashes --requirement requirements.lock ||
+rm -f "$venv/.failed"
+fetch --no-deps --require-hashes --requirement requirements.lock ||
     complain "the packages in requirements.lock could not be installed; the lines above say why (is the network there?)"
 pip install --no-deps --no-build-isolation -e packages/loremesh -e bin/client -e bin/executor -e bin/validator
 
@@ -57,3 +73,4 @@ pip install --no-deps --no-build-isolation -e packages/loremesh -e bin/client -e
 rm -rf "$venv"/lib/python3*/site-packages/trio-stubs
 
 printf '%s' "$checkout" >"$venv/.ready"
+echo "$venv is ready."

@@ -3,6 +3,7 @@
 Usage: python tests/run.py
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,16 @@ _HALF: Final = [
 """About half of the time; whatever is not named here is in the other half."""
 
 
+_TOOLS: Final = {"git": "apt-get install git", "npm": "apt-get install nodejs npm"}
+"""What tests call, and what brings it: better missed now than by a test in ten minutes."""
+
+
 def main() -> int:
     """Run both halves; what the second one says follows what the first one says."""
+    for tool, remedy in _TOOLS.items():
+        if shutil.which(tool) is None:
+            sys.stderr.write(f"loremesh: {tool} is missing, and tests call it: {remedy}\n")
+            return 2
     pytest = [sys.executable, "-m", "pytest", "--ignore=tests/bench"]
     others = [f"--ignore=tests/{name}" for name in _HALF]
     with tempfile.TemporaryFile() as said:

@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 if ! command -v npm >/dev/null; then
-    echo "js-libp2p is installed with npm, which is not on the PATH: install Node.js 22 or newer with npm" >&2
+    echo "js-libp2p is installed with npm, which is not on the PATH: apt-get install nodejs npm" >&2
     exit 1
 fi
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
