@@ -5,9 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from loremesh.protocol.identity import Identity, peer_id_text
 from loremesh.testing.node_processes import StartNode, ask, run_program
 
 WriteGenesis = Callable[..., Path]
+
+
+async def test_a_validator_is_who_its_key_says_and_listens_where_it_is_told(start: StartNode) -> None:
+    key = Identity.from_str("5e" * 32)
+    node = await start("validator", "--private-key", "0x" + "5e" * 32, role="validator", listen="/ip4/127.0.0.1/tcp/0")
+    ready = await node.wait("ready")
+    assert ready["peer_id"] == peer_id_text(key.peer_id)
+    assert [address.startswith("/ip4/127.0.0.1/tcp/") for address in ready["addresses"]] == [True]
+    assert node.log().count("prefer --key-file") == 1
+    assert "5e5e" not in node.log()
 
 
 async def test_an_anchor_without_a_story_leads_readers_and_writers_to_it(

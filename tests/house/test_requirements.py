@@ -13,6 +13,7 @@ SPANS = {
     "S1": [33, 34, 35, 60, 61, 62, 66, 71, 80],
     "S2": [*range(1, 33), *range(45, 52)],
     "S3": [19, 20, 24, 28],
+    "X": [4, 11, 14, 16, 18, 19, 20, 21, 28, 30, 31],
 }
 TOP_LEVEL = ["pyproject.toml", "README.md", "packages", "bin", "tests", "examples", "docs"]
 
@@ -20,7 +21,7 @@ TOP_LEVEL = ["pyproject.toml", "README.md", "packages", "bin", "tests", "example
 def rows(checkout: Path) -> Iterator[list[str]]:
     for line in (checkout / "docs" / "requirements.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if re.match(r"(S\d|U)-\d", cells[0]):
+        if re.match(r"(S\d|U|X)-\d", cells[0]):
             yield cells
 
 
@@ -59,6 +60,12 @@ def test_every_row_names_a_test_and_every_test_that_is_named_exists(checkout: Pa
 
 def test_the_top_level_is_as_asked(checkout: Path) -> None:
     assert not [name for name in TOP_LEVEL if not (checkout / name).exists()]
+
+
+def test_whoever_wants_to_use_or_change_it_finds_on_which_terms_and_how(checkout: Path) -> None:
+    assert (checkout / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
+    assert "make check" in (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "RFC 9000" in (checkout / "docs" / "protocol" / "network.md").read_text(encoding="utf-8")
 
 
 def test_ruff_asks_for_a_docstring_of_everything_public(checkout: Path) -> None:

@@ -12,6 +12,7 @@ from loremesh.errors import Fault, InvalidMessage
 from loremesh.primitives import Hash, Height, Millis, PeerId
 from loremesh.protocol.fork_choice import children, new_store, on_block
 from loremesh.protocol.genesis import Validator
+from loremesh.protocol.identity import peer_id_text
 from loremesh.protocol.tracker import (
     RECENT,
     SILENCE,
@@ -30,6 +31,7 @@ from loremesh.protocol.tracker import (
     on_tick,
     open_office,
 )
+from loremesh.protocol.views import block_view
 from loremesh.protocol.wire import TrackerClaim
 from loremesh.testing.builders import ANN, BOB, CAT, DAN, identity, small_genesis
 from loremesh.testing.forests import FAR_FUTURE
@@ -73,6 +75,14 @@ def test_whoever_has_not_produced_for_long_is_no_candidate() -> None:
     assert CAT.peer_id in candidates(store, store.head)
     store = on_block(store, rest[-1])
     assert set(candidates(store, store.head)) == {ANN.peer_id, BOB.peer_id}
+
+
+def test_a_block_is_shown_with_the_tracker_of_the_round_that_it_begins() -> None:
+    orchard, store = Orchard(small_genesis()), new_store(small_genesis(), FAR_FUTURE)
+    for block in orchard.grow(orchard.root, 3, CAT, BOB):
+        store = on_block(store, block)
+        view = block_view(block)
+        assert view["tracker_id"] == view["producer"] == peer_id_text(candidates(store, store.head)[0])
 
 
 def test_another_branch_has_other_candidates() -> None:
