@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @with_flags(*CLIENT_FLAGS)
 def canon(
     flags: Flags,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on showing new paragraphs until interrupted.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on showing new paragraphs until Ctrl-C.")] = False,
 ) -> None:
     """Show the canon: signatures, work, links and state roots are all recomputed here first.
 
@@ -27,7 +27,11 @@ def canon(
 
     import trio
 
-    trio.run(_show, settings, follow)
+    try:
+        trio.run(_show, settings, follow)
+    except* KeyboardInterrupt:
+        if not follow:
+            raise
 
 
 async def _show(settings: "Settings", follow: bool) -> None:  # noqa: FBT001 - trio.run passes positions

@@ -9,6 +9,7 @@ import trio
 
 from loremesh.cli.errors import ExitCode
 from loremesh.cli.findings import Check, failed
+from loremesh.cli.present import several
 from loremesh.config import Settings
 from loremesh.errors import ProtocolError, ServiceError, UsageError
 from loremesh.network.addresses import Endpoint, Transport
@@ -151,7 +152,7 @@ class _Node:
         place = "an anchor without a story"
         if status.story and status.head:
             place = f"story {short(status.story[0])} at height {status.height}, head {short(status.head[0])}"
-        self.checks.append(Check(name, f"{place}, {len(peers)} nodes listed, ping {1000 * latency:.1f} ms"))
+        self.checks.append(Check(name, f"{place}, {several(len(peers), 'node')} listed, ping {1000 * latency:.1f} ms"))
         # Its own card, the first of its list, was signed just now by its clock.
         skew = cards[0].time - (before + after) / 2 if cards and cards[0].peer_id == peer_id else None
         self.reached = Reached(self._address, peer_id, status, skew, (after - before) / 2)
