@@ -53,6 +53,12 @@ def test_what_stands_beside_a_label_is_one_line_where_there_is_room() -> None:
     assert beside(out, Text("label "), Text("word " * 200)).plain == "label " + ("word " * 200).rstrip()
 
 
+def test_the_style_of_a_label_is_not_that_of_what_stands_beside_it() -> None:
+    out = Console(width=40, file=StringIO(), force_terminal=True, color_system="standard", no_color=False)
+    out.print(beside(out, Text("label ", "bold"), Text("plain")))
+    assert out.file.getvalue() == "\x1b[1mlabel \x1b[0mplain\n"  # type: ignore[attr-defined]  # as given above
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 10_000])
 def test_a_block_of_a_tree_takes_one_line_whatever_the_terminal(width: int) -> None:
     lines = [

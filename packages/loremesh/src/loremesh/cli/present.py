@@ -41,7 +41,7 @@ def beside(out: Console, label: Text, what: Text) -> Text:
     lines = what.wrap(out, max(out.width - label.cell_len, _NARROWEST))
     for line in lines:
         line.rstrip()
-    return label + Text("\n" + " " * label.cell_len).join(lines)
+    return Text.assemble(label, Text("\n" + " " * label.cell_len).join(lines))
 
 
 def short_peer(peer_id: PeerId) -> str:
