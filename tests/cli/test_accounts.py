@@ -66,7 +66,9 @@ def test_receipts_explains_every_entry(data: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert f"session {SESSION.hex()} with executor …{peer_id_text(EXECUTOR.peer_id)[-8:]}" in said
     assert "3 receipts, 1 not countersigned" in said
-    assert f"request {3:064x}  small-model" in said
+    *_, bill = said.partition(f"      request {3:064x}\n")[0].splitlines()
+    assert "  small-model  " in bill
+    assert max(map(len, said.splitlines())) <= 100
     for words in (
         "receipt: signed by the executor",
         "partial receipt: signed by the client, on what the executor had signed as delivered",
@@ -164,7 +166,7 @@ def test_where_nothing_was_asked_yet_there_is_nothing_and_nothing_is_made(
     assert loremesh("receipts", "--data-dir", str(data), "--json") == ExitCode.DONE
     assert answer(capsys) == {"sessions": []}
     assert loremesh("receipts", "--data-dir", str(data)) == ExitCode.DONE
-    assert capsys.readouterr().out == "nothing yet\n"
+    assert capsys.readouterr().out == f"nothing yet in {data}\n"
     assert not data.exists()
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,13 @@ def test_a_line_holds_its_event_its_facts_and_when_and_where_it_was_said(configu
         "level": "info",
         "logger": "loremesh.tests",
     }
+
+
+def test_people_get_a_short_line(configure: Configure) -> None:
+    stream = configure(style="text")
+    log.info("block accepted", height=3)
+    said = stream.getvalue()
+    assert re.fullmatch(r"\S{10}T\S{8}Z \[info\] block accepted \[loremesh.tests\] height=3\n", said), said
 
 
 def test_what_is_bound_is_in_every_line_of_a_task_and_its_children_and_nowhere_else(configure: Configure) -> None:

@@ -61,7 +61,11 @@ def configure(level: Level, style: Format, stream: TextIO | None = None) -> None
         _add_facts,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at" if style == "json" else "timestamp"),
+        structlog.processors.TimeStamper(
+            fmt="%Y-%m-%dT%H:%M:%SZ" if style == "text" else "iso",  # people need no microseconds
+            utc=True,
+            key="timestamp" if style == "text" else "at",
+        ),
     ]
     final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if style == "json":
@@ -70,7 +74,9 @@ def configure(level: Level, style: Format, stream: TextIO | None = None) -> None
         colours = target.isatty()
         final += [
             _printable,
-            structlog.dev.ConsoleRenderer(colors=colours, sort_keys=False, exception_formatter=_traceback),
+            structlog.dev.ConsoleRenderer(
+                colors=colours, sort_keys=False, exception_formatter=_traceback, pad_event_to=0, pad_level=False
+            ),
         ]
     handler = _Handler(target)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=chain, processors=final))

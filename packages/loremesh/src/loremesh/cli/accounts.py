@@ -44,7 +44,7 @@ def show_accounts(directories: "Sequence[Path]", request: str | None, *, as_json
     for account in accounts:
         _print_session(account, only)
     if not accounts:
-        typer.echo("nothing yet")
+        typer.echo(f"nothing yet in {', '.join(map(str, directories))}")
 
 
 async def _load(directories: "Sequence[Path]") -> "list[SessionAccount]":
@@ -107,15 +107,17 @@ def _explain(entry: "Entry", account: "SessionAccount") -> "Iterator[str]":
 
     if isinstance(entry.fact, Dispute):
         who = "the client did not sign" if entry.fact.by == entry.client else "the executor did not take the voucher"
-        yield f"  {_when(entry.time)}  request {entry.request.hex()}  REFUSED"
+        yield f"  {_when(entry.time)}  REFUSED"
+        yield f"      request {entry.request.hex()}"
         yield f"      {who}: {printable(entry.fact.reason)}"
         return
     evidence = evidence_of(entry)
     bill = evidence.receipt
     yield (
-        f"  {_when(entry.time)}  request {bill.request.hex()}  {printable(bill.model)}  "
+        f"  {_when(entry.time)}  {printable(bill.model)}  "
         f"{bill.prompt_tokens} + {bill.completion_tokens} tokens  {bill.amount} gwei  {bill.finish}"
     )
+    yield f"      request {bill.request.hex()}"
     if isinstance(evidence, PartialReceipt):
         yield "      partial receipt: signed by the client, on what the executor had signed as delivered"
     else:

@@ -84,7 +84,8 @@ def _lines(one: "Checked") -> list[str]:
     partial = f", {one.partial} of them partial" if one.partial else ""
     return [
         f"session {view['session']}",
-        f"  client {view['client']}, executor {view['executor']}",
+        f"  client   {view['client']}",
+        f"  executor {view['executor']}",
         f"  {several(one.receipts, 'receipt')}{partial}: signatures hold and sums add up",
         f"  {one.recounted} counted again, out of request and answer",
         f"  {several(one.vouchers, 'voucher')}, signed by the client",
