@@ -7,15 +7,14 @@ import trio
 
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, Height, Millis, PeerId
-from loremesh.storage.store import KnownPeer, Store
+from loremesh.storage.store import Store
 from loremesh.storage.writes import (
     MOST_BANS,
-    MOST_PEERS,
     Ban,
-    RememberPeer,
     RemoveTransactions,
     SaveBan,
     SaveBlocks,
+    SaveTransactions,
     SetNote,
     StoredBlock,
     joined,
@@ -45,7 +44,6 @@ async def test_a_new_directory_is_made_and_holds_nothing(tmp_path: Path) -> None
         assert await everything(store) == []
         assert await store.transactions() == []
         assert await store.note("head") is None
-        assert await store.known_peers(10) == []
 
 
 async def test_what_was_saved_is_there_after_reopening(tmp_path: Path) -> None:
@@ -54,18 +52,16 @@ async def test_what_was_saved_is_there_after_reopening(tmp_path: Path) -> None:
     async with Store.open(tmp_path) as store:
         await store.save_genesis(STORY, b"genesis")
         await store.save_blocks(blocks)
-        await store.save_transactions(transactions)
-        await store.remove_transactions([transactions[1][0]])
+        await store.commit(SaveTransactions(tuple(transactions)))
+        await store.commit(RemoveTransactions((transactions[1][0],)))
         await store.set_note("head", b"one")
         await store.set_note("head", b"two")
-        await store.remember_peer("/ip4/127.0.0.1/tcp/1", PEER, Millis(5))
 
     async with Store.open(tmp_path) as store:
         assert await store.load_genesis() == b"genesis"
         assert await everything(store) == blocks
         assert await store.transactions() == [b"c", b"b"]
         assert await store.note("head") == b"two"
-        assert await store.known_peers(10) == [KnownPeer("/ip4/127.0.0.1/tcp/1", PEER, Millis(5))]
 
 
 async def test_a_commit_is_seen_by_reads_as_soon_as_it_returns(tmp_path: Path) -> None:
@@ -159,7 +155,7 @@ async def test_a_block_its_transactions_and_the_head_are_written_together_or_not
     transaction = (Hash(bytes(32)), b"suggest")
     async with Store.open(tmp_path) as store:
         await store.save_genesis(STORY, b"genesis")
-        await store.save_transactions([transaction])
+        await store.commit(SaveTransactions((transaction,)))
 
         with pytest.raises(apsw.ConstraintError):
             await store.commit(RemoveTransactions((transaction[0],)), SetNote("head", b"9"), SaveBlocks((orphan,)))
@@ -181,17 +177,6 @@ async def test_a_directory_keeps_one_story(tmp_path: Path) -> None:
             await store.save_genesis(other, b"other")
 
         assert await store.load_genesis() == b"genesis"
-
-
-async def test_the_peers_seen_last_are_remembered_and_an_older_sighting_changes_nothing(tmp_path: Path) -> None:
-    async with Store.open(tmp_path) as store:
-        await store.commit(*(RememberPeer(f"/ip4/127.0.0.1/tcp/{n}", PEER, Millis(n)) for n in range(MOST_PEERS + 3)))
-        await store.remember_peer(f"/ip4/127.0.0.1/tcp/{MOST_PEERS}", PEER, Millis(1))
-
-        known = await store.known_peers(MOST_PEERS * 2)
-
-    assert [peer.seen for peer in known] == list(range(MOST_PEERS + 2, 2, -1))
-    assert known[2].seen == MOST_PEERS
 
 
 async def test_bans_outlive_a_restart_each_peer_with_its_last_one(tmp_path: Path) -> None:

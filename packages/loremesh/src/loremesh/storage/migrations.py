@@ -56,6 +56,8 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ) without rowid;
     create index ban_ends on ban (ends);
     """,
+    # 4. Nobody asked where peers were: bootstrap nodes and the cards of peers say so.
+    "drop table peer;",
 )
 """Element n brings version n to version n + 1. What has been released is never edited: add another."""
 

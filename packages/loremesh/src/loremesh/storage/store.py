@@ -9,16 +9,13 @@ from typing import Final, Self, cast
 
 import apsw
 
-from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
+from loremesh.primitives import Hash, Height, StoryId
 from loremesh.storage.database import Database, damaged
 from loremesh.storage.lock import locked
 from loremesh.storage.writes import (
     Ban,
-    RememberPeer,
-    RemoveTransactions,
     SaveBlocks,
     SaveGenesis,
-    SaveTransactions,
     SetNote,
     StoredBlock,
     StoredSnapshot,
@@ -28,15 +25,6 @@ from loremesh.storage.writes import (
 
 DATABASE_NAME: Final = "node.sqlite"
 ANY_BYTES: Final = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPeer:
-    """Where a peer was reached, and when last."""
-
-    address: str
-    peer_id: PeerId
-    seen: Millis
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +140,6 @@ class Store:
 
         return await self._database.read(query)
 
-    async def save_transactions(self, transactions: Sequence[tuple[Hash, bytes]]) -> None:
-        """Keep transactions (hash and encoding) that wait for a block."""
-        await self.commit(SaveTransactions(tuple(transactions)))
-
-    async def remove_transactions(self, hashes: Sequence[Hash]) -> None:
-        """Forget transactions that wait no longer."""
-        await self.commit(RemoveTransactions(tuple(hashes)))
-
     async def transactions(self) -> list[bytes]:
         """Give the encoding of every waiting transaction, in the order they were saved."""
         return await self._database.read(
@@ -186,19 +166,6 @@ class Store:
                 Ban(*row) for row in connection.execute("select peer_id, ends, number from ban order by ends, peer_id")
             ]
         )
-
-    async def remember_peer(self, address: str, peer_id: PeerId, seen: Millis) -> None:
-        """Keep where a peer was reached."""
-        await self.commit(RememberPeer(address, peer_id, seen))
-
-    async def known_peers(self, limit: int) -> list[KnownPeer]:
-        """Give at most `limit` addresses, those seen last first."""
-
-        def query(connection: apsw.Connection) -> list[KnownPeer]:
-            rows = connection.execute("select address, peer_id, seen from peer order by seen desc limit ?", (limit,))
-            return [KnownPeer(*row) for row in rows]
-
-        return await self._database.read(query)
 
 
 def _snapshot_after(connection: apsw.Connection, after: int) -> tuple[int, StoredSnapshot] | None:

@@ -11,9 +11,6 @@ import apsw
 from loremesh.errors import UsageError
 from loremesh.primitives import Hash, Height, Millis, PeerId, StoryId
 
-MOST_PEERS: Final = 1024
-"""Addresses remembered; whoever was seen longest ago makes room. Strangers choose them, so there must be an end."""
-
 MOST_BANS: Final = 1000
 """Bans remembered; whichever ends first makes room. A name costs a stranger nothing, so there must be an end."""
 
@@ -172,27 +169,6 @@ class SetNote:
         connection.execute(
             "insert into note (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
             (self.key, self.value),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RememberPeer:
-    """Keep where a peer was reached; an older sighting never replaces a newer one."""
-
-    address: str
-    peer_id: PeerId
-    seen: Millis
-
-    def apply(self, connection: apsw.Connection) -> None:
-        """Keep it, and forget whoever no longer fits."""
-        connection.execute(
-            "insert into peer (address, peer_id, seen) values (?, ?, ?) on conflict (address) "
-            "do update set peer_id = excluded.peer_id, seen = excluded.seen where excluded.seen >= seen",
-            (self.address, self.peer_id, self.seen),
-        )
-        connection.execute(
-            "delete from peer where address in (select address from peer order by seen desc limit -1 offset ?)",
-            (MOST_PEERS,),
         )
 
 
