@@ -32,6 +32,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.rcmgr import Direction
+from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
@@ -440,8 +441,9 @@ def _why(error: Exception) -> str:
         if isinstance(cause, trio.TooSlowError):
             return "no answer in time"
         cause = cause.__cause__ or cause.__context__
-    is_stranger = isinstance(error, MultiselectError | SecurityUpgradeFailure)
-    return "what answers there is no node" if is_stranger else repr(error)
+    if any(isinstance(one, MultiselectError | HandshakeFailure) for one in (error, error.__cause__)):
+        return "what answers there is no node"
+    return str(error) if isinstance(error, SecurityUpgradeFailure) else repr(error)
 
 
 async def _let_go(secured: Proven) -> None:
