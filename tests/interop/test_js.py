@@ -108,6 +108,26 @@ async def test_a_websocket_and_quic_do_as_well_either_way(start_node: StartNode,
     assert 0 < await node.ping(js_id, PATIENCE) < PATIENCE
 
 
+async def test_it_is_reached_through_our_relay_and_reaches_others_through_it(
+    start_node: StartNode, start_js: StartJs
+) -> None:
+    relay, caller = await start_node(NetworkSettings(relay=True)), await start_node()
+    circuit = f"{relay.addresses()[0]}/p2p-circuit"
+    js = await start_js(listen=[circuit])
+    assert f"{circuit}/p2p/{js.peer_id}" in js.addresses
+    assert await caller.connect(f"{circuit}/p2p/{js.peer_id}", PATIENCE) == peer_id_from_text(js.peer_id)
+    assert 0 < await caller.ping(peer_id_from_text(js.peer_id), PATIENCE) < PATIENCE
+    assert await js.do("ping", peer=peer_id_text(caller.peer_id)) >= 0
+
+    hidden = await start_node(NetworkSettings(listen_addresses=(circuit,)))
+    with trio.fail_after(PATIENCE):
+        while not hidden.addresses():  # noqa: ASYNC110 - the surface has no event for it
+            await trio.sleep(0.05)
+    assert await js.do("dial", address=hidden.addresses()[0]) == peer_id_text(hidden.peer_id)
+    assert await js.do("ping", peer=peer_id_text(hidden.peer_id)) >= 0
+    assert 0 < await hidden.ping(peer_id_from_text(js.peer_id), PATIENCE) < PATIENCE
+
+
 async def test_a_key_of_another_kind_is_refused_over_quic_too(start_node: StartNode, start_js: StartJs) -> None:
     node = await start_node(NetworkSettings(listen_addresses=("/ip4/127.0.0.1/udp/0/quic-v1",)))
     js = await start_js(quic=True, key="Ed25519", listen=["/ip4/127.0.0.1/udp/0/quic-v1"])

@@ -5,6 +5,7 @@
 
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { circuitRelayTransport } from '@libp2p/circuit-relay-v2'
 import { generateKeyPair } from '@libp2p/crypto/keys'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify } from '@libp2p/identify'
@@ -36,7 +37,7 @@ const quic = options.quic ? [(await import('@chainsafe/libp2p-quic')).quic()] : 
 const node = await createLibp2p({
   privateKey: await generateKeyPair(options.key ?? 'secp256k1'),
   addresses: { listen: options.listen ?? ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp(), webSockets(), ...quic],
+  transports: [tcp(), webSockets(), circuitRelayTransport(), ...quic],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   connectionGater: { denyDialMultiaddr: () => false }, // the default refuses loopback
