@@ -90,6 +90,12 @@ async def test_a_port_that_is_taken_is_named_and_a_free_one_given_back() -> None
         assert check.ok
 
 
+async def test_an_address_of_another_machine_is_one_to_announce() -> None:
+    (check,) = await check_listening(("/ip4/203.0.113.1/tcp/4001",))
+    assert (check.ok, check.code) == (False, ExitCode.MACHINE)
+    assert "listen at 0.0.0.0, and --announce-address" in check.remedy
+
+
 async def test_a_udp_port_that_is_taken_is_named_and_a_free_one_given_back() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))

@@ -373,6 +373,11 @@ async def test_a_port_that_is_taken_is_this_machines_fault_and_is_named(start_no
         await make_node(NetworkSettings(listen_addresses=(f"/ip4/127.0.0.1/tcp/{port}",))).run()
 
 
+async def test_who_cannot_listen_at_an_address_outside_is_told_to_announce_it() -> None:
+    with pytest.raises(MachineError, match="--announce-address"):
+        await make_node(NetworkSettings(listen_addresses=("/ip4/203.0.113.1/tcp/4001",))).run()
+
+
 async def test_announced_addresses_take_the_place_of_those_listened_at(start_node: StartNode) -> None:
     node = await start_node(NetworkSettings(announce_addresses=("/dns4/example.org/tcp/4001",)))
     assert [address.partition("/p2p/")[0] for address in node.addresses()] == ["/dns4/example.org/tcp/4001"]

@@ -16,7 +16,7 @@ from loremesh.cli.errors import ExitCode
 from loremesh.cli.findings import Check, failed
 from loremesh.config import Settings
 from loremesh.errors import BackendError, BackendUnauthorised, LoremeshError, MachineError, UsageError
-from loremesh.network.addresses import Endpoint, Transport
+from loremesh.network.addresses import Endpoint, Transport, where_to_listen
 from loremesh.network.settings import NetworkSettings
 from loremesh.network.udp import bound
 from loremesh.primitives import MIB
@@ -57,8 +57,7 @@ async def check_listening(addresses: tuple[str, ...]) -> list[Check]:
                 for listener in await trio.open_tcp_listeners(endpoint.port, host=endpoint.host):
                     await listener.aclose()
         except OSError as error:
-            remedy = "stop the program that uses the port (your own running node, perhaps), or choose another port"
-            checks.append(failed(name, f"cannot be listened at: {error.strerror or error}", remedy))
+            checks.append(failed(name, f"cannot be listened at: {error.strerror or error}", where_to_listen(error)))
         except UsageError as error:
             checks.append(failed(name, str(error), "write the address as shown", ExitCode.USAGE))
         else:

@@ -3,6 +3,7 @@
 Source: the multiaddr specification; for `/p2p-circuit`, libp2p's circuit relay v2.
 """
 
+import errno
 import ipaddress
 import re
 import socket
@@ -113,6 +114,15 @@ def endpoint_to_dial(text: str) -> Endpoint:
     if endpoint.relay is not None and endpoint.peer_id is None:
         raise UsageError(f"cannot dial {text}: it names nobody behind the relay")
     return endpoint
+
+
+def where_to_listen(error: OSError) -> str:
+    """Say what would do, where a node cannot listen."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address: listen at 0.0.0.0, and --announce-address what others dial"
+    if error.errno == errno.EACCES:
+        return "ports that low are not yours: choose a greater one"
+    return "stop the program that uses the port (your own running node, perhaps), or choose another port"
 
 
 def endpoint_of_socket(name: tuple[Any, ...], transport: Transport) -> Endpoint:

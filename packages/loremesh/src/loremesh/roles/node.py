@@ -190,7 +190,8 @@ def make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise MachineError(f"{directory}: {(error.strerror or str(error)).lower()}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise MachineError(f"cannot make {directory}: {reason}; choose another --data-dir") from error
 
 
 def _network_of(settings: Settings, identity: Identity) -> AbstractAsyncContextManager[Behaviour]:

@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from loremesh.errors import MachineError
-from loremesh.network.addresses import Endpoint, Transport, endpoint_of_socket
+from loremesh.network.addresses import Endpoint, Transport, endpoint_of_socket, where_to_listen
 from loremesh.network.quic.connection import Terms
 from loremesh.network.quic.listener import QuicListener
 from loremesh.network.udp import bound
@@ -47,8 +47,8 @@ class Listening:
                 listeners = await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
                 self._listeners += [(endpoint.transport, listener) for listener in listeners]
         except OSError as error:
-            reason = error.strerror or error
-            raise MachineError(f"cannot listen at {endpoint} (port {endpoint.port}): {reason}") from error
+            reason = f"{error.strerror or error}; {where_to_listen(error)}"
+            raise MachineError(f"cannot listen at {endpoint}: {reason}") from error
 
     def close(self) -> None:
         """Give every port back."""
