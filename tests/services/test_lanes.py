@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from loremesh.errors import Unreachable
+from loremesh.errors import ExecutorBusy, Unreachable
 from loremesh.network.frames import Stream
 from loremesh.network.settings import NetworkSettings
 from loremesh.primitives import PeerId
@@ -92,6 +92,58 @@ async def test_whoever_finds_all_lanes_taken_waits_for_one_within_its_deadline()
             here.give_back(taken.pop())
         await trio.sleep(1)
         assert far.open == MOST_LANES
+
+
+async def test_only_as_many_run_at_once_as_the_executor_had_room_for_and_the_others_take_turns() -> None:
+    async with lanes() as (here, _, _):
+        first, second, third = [await here.take(WHO) for _ in range(3)]
+        here.on_busy(third, 60)
+        here.give_back(third)
+        with pytest.raises(ExecutorBusy) as caught:
+            await here.take(WHO, 3)
+        assert caught.value.retry_after == 3
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.take, WHO, 3)
+            await trio.sleep(1)
+            here.give_back(first)
+        assert here.in_use(WHO) == 2
+        here.give_back(second)
+
+
+async def test_after_a_while_more_is_tried_each_time_twice_as_much() -> None:
+    async with lanes() as (here, _, _):
+        first, second = [await here.take(WHO) for _ in range(2)]
+        here.on_busy(second, 60)
+        here.give_back(second)
+        for room in (2, 4, 8):
+            await trio.sleep(1)
+            here.give_back(first)
+            taken = [await here.take(WHO, 1) for _ in range(room)]
+            with pytest.raises(ExecutorBusy):
+                await here.take(WHO, 0.1)
+            first = taken.pop()
+            for lane in taken:
+                here.give_back(lane)
+        here.give_back(first)
+
+
+async def test_a_lane_that_was_asked_to_rest_does_so_while_others_are_used() -> None:
+    async with lanes() as (here, _, _):
+        first, second = [await here.take(WHO) for _ in range(2)]
+        here.give_back(first)
+        here.on_busy(second, 20)
+        here.give_back(second)
+        assert await here.take(WHO) is first
+        await trio.sleep(19)
+        here.give_back(first)
+        assert await here.take(WHO) is first
+        third = await here.take(WHO)
+        assert third is not second
+        await trio.sleep(1)
+        here.give_back(first)
+        here.give_back(third)
+        taken = [await here.take(WHO) for _ in range(3)]
+        assert set(map(id, taken)) == {id(first), id(second), id(third)}
 
 
 async def test_a_lane_that_rests_too_long_is_closed_politely_and_one_in_use_is_not() -> None:

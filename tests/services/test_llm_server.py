@@ -34,7 +34,6 @@ from loremesh.protocol.receipts import (
 from loremesh.protocol.vouchers import VoucherAccepted
 from loremesh.protocol.wire import MessageType, seal
 from loremesh.services.happenings import Served
-from loremesh.services.llm_server import MAX_REFUSALS
 from loremesh.services.slots import Slots
 from loremesh.testing.builders import CAT, START
 from loremesh.testing.calls import CLIENT, EXECUTOR, PRICE, count_words
@@ -322,18 +321,6 @@ async def test_a_client_that_calls_too_often_in_a_minute_is_told_when_to_come_ba
             await other.answer()
         await trio.sleep(busy.retry_after / 1000)
         await caller.answer()
-
-
-async def test_a_client_that_floods_is_cut_off_and_it_counts_against_it(scene: Scene) -> None:
-    async with scene.call() as caller:
-        for _ in range(MAX_REFUSALS):
-            assert (await refusal(caller, caller.request(model="none"))).kind == ErrorKind.UNSUPPORTED_MODEL
-        await caller.ask()
-        with pytest.raises(Unreachable):
-            await caller.reply()
-    assert (await scene.wait_ended())[0].fault is Fault.FLOOD
-    async with scene.call(CAT) as other:
-        await other.answer()
 
 
 async def test_when_the_days_tokens_are_used_up_the_client_is_told_so(scene: Scene) -> None:

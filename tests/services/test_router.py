@@ -327,6 +327,22 @@ async def test_a_busy_executor_is_asked_again_when_it_has_said_to_be_free() -> N
         assert 3 <= trio.current_time() - began < 4
 
 
+async def test_nobody_stands_in_line_for_one_executor_while_another_has_room() -> None:
+    async with world([honest, busy(1), honest], [honest], pause=1.0) as here:
+        took = list[float]()
+
+        async def call() -> None:
+            began = trio.current_time()
+            await here.mesh.call(CHAT, _drop)
+            took.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(call)
+        assert max(took) < 5
+        assert all(one.requests for one in here.executors.values())
+
+
 async def test_when_all_are_busy_for_long_the_caller_is_told_how_long() -> None:
     async with world([busy(60)], [busy(40)]) as here:
         with pytest.raises(ExecutorBusy) as caught:

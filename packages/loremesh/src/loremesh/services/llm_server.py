@@ -59,15 +59,14 @@ from loremesh.services.counting import Counting
 from loremesh.services.gathering import Leisure, gathering
 from loremesh.services.happenings import Clock, Served, Tell
 from loremesh.services.latest import Latest
+from loremesh.services.refusals import Refusals
 from loremesh.services.served_once import ServedOnce
 from loremesh.services.settling import REASON_BYTES, Journal, Lane, Settling
-from loremesh.services.slots import LATEST, MINUTE, PerMinute, Slots
+from loremesh.services.slots import LATEST, Slots
 from loremesh.services.unpaid import MOST_UNPAID, Unpaid
 
 logger = logging.getLogger("loremesh.serving")
 
-MAX_REFUSALS: Final = 300
-"""In a minute, of one client: whoever asks on without pause after so many breaks a rule."""
 _MOST_BYTES: Final = 643 * KIB
 _REST: Final = 120.0
 """Seconds that a stream may rest between two calls."""
@@ -135,7 +134,7 @@ class LlmServer:
         self._settling = Settling(identity, journal, clock)
         self._once = ServedOnce()
         self._sessions = set[tuple[PeerId, Hash]]()
-        self._refusals = PerMinute(MAX_REFUSALS)
+        self._refusals = Refusals()
         self._started = clock()
         self._calls = 0
         self._is_draining = False
@@ -214,9 +213,10 @@ class LlmServer:
     # taking a call
 
     async def _take_call(self, line: AttendedStream, lane: Lane, payload: bytes, *, is_whole: bool) -> None:
-        if self._refusals.wait(line.peer_id) > 0:
-            raise InvalidMessage(Fault.FLOOD, f"more than {MAX_REFUSALS} refused calls within {MINUTE:g} s")
+        client = line.peer_id
+        is_early = self._refusals.on_call(client, lane)
         try:
+            self._refusals.check(client)
             request, offered = await self._check(line.peer_id, lane, payload)
             with offered.slots.client(line.peer_id):
                 call = await self._measure(request, offered, is_whole=is_whole)
@@ -226,12 +226,12 @@ class LlmServer:
                     with self._counted():
                         await self._answer(line, lane, call, spending)
         except BackendBusy as busy:
-            self._refusals.note(line.peer_id)
             self.busy += 1
-            wait = Millis(math.ceil((busy.retry_after or LATEST) * 1000))
+            self._refusals.note(client, is_early=is_early)
+            wait = Millis(math.ceil(self._refusals.wait(client, lane, busy) * 1000))
             await self._send(line, MessageType.LLM_BUSY, Busy(wait, shortened(str(busy), REASON_BYTES)))
         except Refused as refused:
-            self._refusals.note(line.peer_id)
+            self._refusals.note(client, is_early=is_early)
             await self._fail(line, refused.kind, refused.message)
             if refused.fault is not None:
                 await self._part(line, refused.fault)

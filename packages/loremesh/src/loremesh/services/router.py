@@ -167,6 +167,7 @@ class Router:
     # choosing
 
     async def _answer(self, call: OpenCall, deliver: Deliver) -> Answer:
+        turns = 0
         while True:
             cards = [self._as_of_now(card) for card in await self._finder.find(call.chat.model)]
             draws = [self._chance.random() for _ in range(len(cards) + 1)]
@@ -175,17 +176,18 @@ class Router:
             call.considered = call.considered or tuple(map(str, choices))
             if all(offer.price > wish.max_price for card in cards for offer in card.models if offer.id == wish.model):
                 raise CallFailed(ErrorKind.TOO_EXPENSIVE, "; ".join(call.considered))
-            for choice in choices:
-                if not choice.score or choice.executor in call.failed:
-                    continue
+            usable = [choice for choice in choices if choice.score and choice.executor not in call.failed]
+            usable.sort(key=lambda choice: not self._lanes.has_room(choice.executor))
+            for choice in usable:
                 if len(call.outcomes) == MOST_ATTEMPTS:
                     raise self._failure(call, self._soonest(call, choices))
                 final = await self._ask(call, choice.executor, deliver)
                 if final is not None or call.tokens >= call.chat.max_tokens:
                     return await self._complete(call, final)
             wait = self._soonest(call, choices)
-            if wait > MOST_PATIENCE or trio.current_time() + wait >= call.expires:
+            if wait > MOST_PATIENCE or turns == MOST_ATTEMPTS or trio.current_time() + wait >= call.expires:
                 raise self._failure(call, wait)
+            turns += 1
             await trio.sleep(wait)
 
     def _as_of_now(self, card: CapabilityCard) -> CapabilityCard:
@@ -217,7 +219,11 @@ class Router:
         """Ask one executor for the rest of the answer; None when it failed, which is noted."""
         while True:
             try:
-                lane = await self._lanes.take(executor)
+                lane = await self._lanes.take(executor, MOST_PATIENCE)
+            except ExecutorBusy as crowded:
+                call.note(executor, str(crowded))
+                call.retry_after = crowded.retry_after
+                return None
             except ServiceError as error:
                 self._on_failure(call, executor, error)
                 return None
@@ -228,6 +234,8 @@ class Router:
             try:
                 final = await attempt.run(_guarded(deliver))
             except (ProtocolError, ServiceError) as error:
+                if isinstance(error, ExecutorBusy):
+                    self._lanes.on_busy(lane, error.retry_after)
                 self._leave(lane, is_usable=isinstance(error, CallFailed) and not attempt.has_text)
                 if isinstance(error, Unreachable) and not attempt.was_heard and lane.calls > 1:
                     self._lanes.forget(executor)  # it had ended while it rested: a new one shows if anybody is there

@@ -3,6 +3,7 @@
 Source: docs/protocol/llm.md, "Vouchers".
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -52,6 +53,8 @@ class Lane:
     """What the client has not countersigned yet."""
     lent: Receipt | None = None
     """The same, of a call that this very stream carried."""
+    wait_until: float = math.inf
+    """Who asks before, of trio's clock, and is refused, was told to wait; or has a new stream for every call."""
 
 
 class Settling:

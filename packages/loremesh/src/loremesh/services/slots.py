@@ -59,14 +59,20 @@ class PerMinute:
 
     def wait(self, peer: PeerId) -> float:
         """Tell in how many seconds a peer may do it once more; 0: now."""
+        limit = self._limit
+        if limit is None or self.count(peer) < limit:
+            return 0.0
+        return self._of[peer][-limit] + MINUTE - self._now()
+
+    def count(self, peer: PeerId) -> int:
+        """Tell how often a peer did it in the last minute."""
         now = self._now()
         while self._all and self._all[0][0] <= now - MINUTE:
             _, forgotten = self._all.popleft()
             self._of[forgotten].popleft()
             if not self._of[forgotten]:
                 del self._of[forgotten]
-        times = self._of.get(peer, ())
-        return times[-self._limit] + MINUTE - now if self._limit is not None and len(times) >= self._limit else 0.0
+        return len(self._of.get(peer, ()))
 
     def note(self, peer: PeerId) -> None:
         """Take in that a peer did it."""
