@@ -194,3 +194,10 @@ async def test_weights_that_are_not_here_are_told_before_anything_starts(disk: S
     with pytest.raises(UsageError, match="there are no weights in"):
         async with open_backends(tables(tmp_path, text), disk):
             pass
+
+
+async def test_openais_own_server_is_not_asked_without_a_key(disk: Store, tmp_path: Path) -> None:
+    text = "[[backend]]\nkind = 'openai'\nmodels = ['m']"
+    with pytest.raises(UsageError, match="set OPENAI_API_KEY, or name another server with --base-url"):
+        async with open_backends(tables(tmp_path, text), disk):
+            pass

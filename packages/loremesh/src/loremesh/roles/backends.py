@@ -15,7 +15,7 @@ from loremesh.backends.builtin import BuiltinBackend
 from loremesh.backends.chat import ChatBackend
 from loremesh.backends.writer import ChatWriter
 from loremesh.config import models_directory
-from loremesh.errors import BackendError
+from loremesh.errors import BackendError, UsageError
 from loremesh.protocol.cards import ModelOffer
 from loremesh.roles.networking import wall_clock
 from loremesh.services.slots import Slots
@@ -107,7 +107,7 @@ async def open_backends(settings: Sequence[BackendSettings], disk: Disk) -> Asyn
         disk: Remembers how many tokens a day took.
 
     Raises:
-        UsageError: The extra, the weights or the URL of a backend is missing or wrong.
+        UsageError: The extra, the weights, the URL or the key of a backend is missing or wrong.
         MachineError: This machine cannot run it.
     """
     opened: list[OpenBackend] = []
@@ -156,6 +156,9 @@ async def _open(settings: BackendSettings) -> ChatBackend:
         return await LocalBackend.open(
             weights, threads=settings.threads, context=settings.context, slots=settings.concurrency
         )
+    if settings.base_url is None and settings.api_key is None:
+        hint = "set OPENAI_API_KEY, or name another server with --base-url"
+        raise UsageError(f"the backend {settings.name}: OpenAI's own server wants a key: {hint}")
     # The SDK costs 0.4 s and 48 MB: only for those who use it.
     from loremesh.backends.openai import OpenAIBackend
 
