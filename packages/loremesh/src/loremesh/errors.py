@@ -4,6 +4,7 @@
 `UsageError`: the person at the keyboard can mend it. A bug of ours is none of these; it stops the node.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum, unique
 
 from loremesh.primitives import Hash, Millis
@@ -270,6 +271,15 @@ class InvalidGenesis(UsageError):
 
 class MachineError(LoremeshError):
     """This machine refuses: port taken, data directory in use, disk full. Exit code 6."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Give the exceptions that are in a group and in the groups in it, or the one that is no group."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 def _shown(value: object) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NoReturn
 
@@ -24,6 +24,7 @@ from loremesh.errors import (
     StorageError,
     Unreachable,
     UsageError,
+    leaves,
 )
 from loremesh.logs import printable
 
@@ -116,7 +117,7 @@ def _explain_usage(program: str, error: typer.TyperException) -> ExitCode:
 
 def _explain(program: str, error: BaseException) -> ExitCode:
     # Of several tasks that failed together, a bug of ours is what must be seen.
-    leaf = min(_leaves(error), key=lambda one: exit_code(one) is not ExitCode.BUG)
+    leaf = min(leaves(error), key=lambda one: exit_code(one) is not ExitCode.BUG)
     code = exit_code(leaf)
     if isinstance(leaf, OSError):
         _discard_output()
@@ -133,14 +134,6 @@ def _explain(program: str, error: BaseException) -> ExitCode:
     else:
         hint = "--log-level debug shows where"
     return _say(f"{program}: a bug of ours: {type(leaf).__name__}: {printable(str(leaf))} ({hint})", code)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _say(line: str, code: ExitCode) -> ExitCode:

@@ -10,12 +10,12 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
 
-from loremesh.errors import LoremeshError, MachineError
+from loremesh.errors import LoremeshError, MachineError, leaves
 from loremesh.network.settings import NetworkSettings
 from loremesh.roles.node import Node
 
@@ -79,7 +79,7 @@ async def _supervise(start: Start, nodes: list[Node], left: list[int]) -> None:
         left[0] -= 1
         if not left[0]:
             raise
-        causes = list(_leaves(failed))
+        causes = list(leaves(failed))
         if all(isinstance(cause, LoremeshError | OSError) for cause in causes):
             logger.error("one of the nodes ended, the others go on: %s", causes[0])  # noqa: TRY400 - one line
         else:
@@ -108,11 +108,3 @@ async def _stop(nodes: list[Node], scope: trio.CancelScope) -> None:
         for node in nodes:
             nursery.start_soon(node.leave)
     scope.cancel()
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

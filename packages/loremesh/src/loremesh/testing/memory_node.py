@@ -22,6 +22,7 @@ from loremesh.errors import (
     UsageError,
 )
 from loremesh.network.addresses import Endpoint
+from loremesh.network.blame import fault_of
 from loremesh.network.events import (
     CallServed,
     GossipReceived,
@@ -312,7 +313,7 @@ class MemoryNode:
             await self._handlers[protocol](Stream(pipe, peer_id, max_frame=self._settings.max_frame))
             pipe.leave()
         except* LoremeshError as errors:
-            fault = next((error.fault for error in _leaves(errors) if isinstance(error, ProtocolError)), None)
+            fault = fault_of(errors, protocol)
             await pipe.reset()
         connection.streams[self.peer_id] -= 1
         self._tell_if_room(CallServed(protocol, peer_id, fault))
@@ -469,9 +470,3 @@ class MemoryNode:
         records = tuple(found.values())[:_PROVIDERS_WANTED]
         self._tell_if_room(ProvidersFound(key, records))
         return records
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
