@@ -10,31 +10,23 @@ import pytest
 import trio
 
 from loremesh.primitives import Millis
-from loremesh.protocol.genesis import Genesis, Parameters, genesis_to_toml
-from loremesh.testing.node_processes import NodeProcess, StartNode, run_node_process
+from loremesh.protocol.genesis import Genesis, genesis_to_toml
+from loremesh.testing.node_processes import BRISK, NodeProcess, StartNode, run_node_process
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-FAST = Parameters(
-    spacing=Millis(700),
-    min_spacing=Millis(200),
-    half_life=Millis(10_000),
-    initial_work=2**12,
-    easiest_work=2**8,
-    solo_after=Millis(2000),
-)
 
 
 @pytest.fixture
 def write_genesis(tmp_path: Path) -> Callable[..., Path]:
     """Write the genesis file of a fast story."""
 
-    def write(title: str = "Lanterns", spacing: int = FAST.spacing) -> Path:
+    def write(title: str = "Lanterns", spacing: int = BRISK.spacing) -> Path:
         genesis = Genesis(
             title=title,
             premise="A lighthouse keeper finds a map in a bottle and rows out past the reef.",
             language="en",
             time=Millis(time.time_ns() // 1_000_000),
-            parameters=replace(FAST, spacing=Millis(spacing)),
+            parameters=replace(BRISK, spacing=Millis(spacing)),
         )
         file = tmp_path / f"{title}.toml"
         file.write_text(genesis_to_toml(genesis), encoding="utf-8")

@@ -11,19 +11,11 @@ import pytest
 import trio
 
 from loremesh.primitives import Millis
-from loremesh.protocol.genesis import Genesis, Parameters, genesis_to_toml
+from loremesh.protocol.genesis import Genesis, genesis_to_toml
 from loremesh.testing.bad_blocks import BAD_BLOCKS
 from loremesh.testing.bad_messages import BAD_ANSWERS, BAD_MESSAGES
-from loremesh.testing.node_processes import StartNode, ask, program
+from loremesh.testing.node_processes import BRISK, StartNode, ask, program
 
-FAST = Parameters(
-    spacing=Millis(700),
-    min_spacing=Millis(200),
-    half_life=Millis(10_000),
-    initial_work=2**12,
-    easiest_work=2**8,
-    solo_after=Millis(2000),
-)
 NOT_IN_A_LIVE_STORY = {"the first tracker, too soon", "larger than the story allows"}
 """For the one the first tracker's key is needed; the other is longer than an announcement."""
 
@@ -38,7 +30,7 @@ def genesis(tmp_path: Path) -> Path:
         premise="A keeper writes down only what she has seen.",
         language="en",
         time=Millis(now - 60_000),
-        parameters=FAST,
+        parameters=BRISK,
     )
     file.write_text(genesis_to_toml(story), encoding="utf-8")
     return file

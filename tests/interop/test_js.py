@@ -1,7 +1,6 @@
 """An unmodified js-libp2p node takes part, and is refused what our own nodes are refused."""
 
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -14,9 +13,10 @@ from loremesh.errors import Fault, InvalidMessage, Unreachable
 from loremesh.network.behaviour import Behaviour
 from loremesh.network.events import CallServed, GossipReceived, GossipRefused, PeerConnected, PeerDisconnected
 from loremesh.network.settings import NetworkSettings
-from loremesh.primitives import MIB, Height, Millis, PeerId
+from loremesh.primitives import MIB, Height, PeerId
 from loremesh.protocol.identity import Identity, peer_id_from_text, peer_id_text
 from loremesh.protocol.wire import SYNC_PROTOCOL, MessageType, Status, expect
+from loremesh.roles.networking import wall_clock
 from loremesh.services.serving import SyncServer
 from loremesh.testing.loopback import PATIENCE, patient, wait_event
 
@@ -231,13 +231,17 @@ async def test_what_it_only_hears_of_is_asked_for_and_given_and_its_score_of_us_
         await trio.sleep(1)
 
 
-async def test_it_calls_a_service_with_messages_it_encodes_itself(start_js: StartJs, nursery: trio.Nursery) -> None:
+async def start_anchor(nursery: trio.Nursery) -> Behaviour:
+    """Start a node that answers about blocks, and keeps no story."""
     identity = Identity.new(secrets.token_bytes(32))
     node = Behaviour(identity, patient())
-    server = SyncServer(identity, None, lambda: Millis(time.time_ns() // 1_000_000), None)
-    node.serve(SYNC_PROTOCOL, server.serve)
+    node.serve(SYNC_PROTOCOL, SyncServer(identity, None, wall_clock, None).serve)
     await nursery.start(node.run)
-    js = await start_js()
+    return node
+
+
+async def test_it_calls_a_service_with_messages_it_encodes_itself(start_js: StartJs, nursery: trio.Nursery) -> None:
+    node, js = await start_anchor(nursery), await start_js()
     await meet(node, js)
     answer = bytes.fromhex(
         await js.do("call", peer=peer_id_text(node.peer_id), protocol=SYNC_PROTOCOL, type="status-request", payload=[1])
@@ -247,12 +251,7 @@ async def test_it_calls_a_service_with_messages_it_encodes_itself(start_js: Star
 
 
 async def test_its_garbage_is_refused_and_it_can_still_be_served(start_js: StartJs, nursery: trio.Nursery) -> None:
-    identity = Identity.new(secrets.token_bytes(32))
-    node = Behaviour(identity, patient())
-    server = SyncServer(identity, None, lambda: Millis(time.time_ns() // 1_000_000), None)
-    node.serve(SYNC_PROTOCOL, server.serve)
-    await nursery.start(node.run)
-    js = await start_js()
+    node, js = await start_anchor(nursery), await start_js()
     js_id, name = peer_id_from_text(js.peer_id), peer_id_text(node.peer_id)
     await meet(node, js)
     await share_topic(js, node)

@@ -31,6 +31,15 @@ SWIFT: Final = Parameters(
     easiest_work=1,
 )
 """A story that grows by several blocks per second, also by one node alone."""
+BRISK: Final = Parameters(
+    spacing=Millis(700),
+    min_spacing=Millis(200),
+    half_life=Millis(10_000),
+    initial_work=2**12,
+    easiest_work=2**8,
+    solo_after=Millis(2000),
+)
+"""A story in which several nodes race for each block, and a block comes in less than a second."""
 LOOPBACK: Final = ("--listen-address", "/ip4/127.0.0.1/tcp/0")
 _MAX_LOG: Final = 4000
 
