@@ -24,15 +24,16 @@ from loremesh.protocol.block import Block, SignedHeader
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import STATE_EVERY, Entry, Store, new_store, on_block
 from loremesh.protocol.genesis import Genesis, story_id
+from loremesh.protocol.path import path_of
 from loremesh.protocol.persistent import Map
 from loremesh.protocol.production import Parent
 from loremesh.protocol.state import State
 from loremesh.protocol.validation import (
     check_block_alone,
     check_header_link,
-    check_signature,
     check_work,
     genesis_link,
+    good_signatures,
     link_of,
     state_after,
 )
@@ -113,7 +114,7 @@ def _on_chain_of(length: int) -> list[tuple[Store, Block]]:
         head=link.hash,
         entries=Map({one.hash: Entry(one, names[max(0, one.height - 1)], one.height) for one in links}),
         states=Map(dict.fromkeys([*names[::STATE_EVERY], link.hash], State())),
-        canon=Map(dict(enumerate(names))),
+        canon=path_of(names),
     )
     state, producers, pairs = State(), (ANN, BOB, CAT), []
     for number in range(STATE_EVERY + _GROWN):
@@ -125,7 +126,7 @@ def _on_chain_of(length: int) -> list[tuple[Store, Block]]:
 
 
 def _take_in(pairs: list[tuple[Store, Block]]) -> Samples:
-    check_signature.cache_clear()
+    good_signatures.clear()
     # Of as many blocks one has to look which states are still to be kept.
     return timed(lambda pair: on_block(*pair), pairs, batch=STATE_EVERY)
 
@@ -164,7 +165,7 @@ async def _switch(genesis: Genesis, kept: Sequence[Block], branch: Sequence[Bloc
             nursery.start_soon(service.run)
             await service.submit_all(kept, None)
             told = len(happened.of(Head))
-            check_signature.cache_clear()
+            good_signatures.clear()
             before = time.perf_counter()
             await service.submit_all(branch, None)
             taken = time.perf_counter() - before
@@ -197,7 +198,7 @@ def _validate_and_insert(genesis: Genesis, trunk: Sequence[Block], branch: Seque
             check(block)
         insert(stored)
         stored.clear()
-        check_signature.cache_clear()
+        good_signatures.clear()
         before = time.perf_counter()
         for block in branch:
             check(block)

@@ -22,7 +22,7 @@ from loremesh.protocol.block import Block, header_hash
 from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import new_store, on_block
 from loremesh.protocol.genesis import story_id
-from loremesh.protocol.validation import check_signature
+from loremesh.protocol.validation import good_signatures
 from loremesh.storage.store import Store
 from loremesh.storage.writes import StoredBlock
 from loremesh.testing.builders import small_genesis
@@ -143,7 +143,7 @@ def _bare(sample: list[StoredBlock], folder: Path) -> dict[str, float]:
 
 def _validate(sample: list[StoredBlock]) -> float:
     store = new_store(small_genesis(), LATER)
-    check_signature.cache_clear()
+    good_signatures.clear()
     began = time.perf_counter()
     for stored in sample:
         store = on_block(store, decode(Block, stored.data))

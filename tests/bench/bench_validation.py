@@ -18,7 +18,7 @@ from loremesh.protocol.codec import decode, encode
 from loremesh.protocol.fork_choice import on_block
 from loremesh.protocol.identity import Identity, verify
 from loremesh.protocol.transaction import _checked
-from loremesh.protocol.validation import check_signature
+from loremesh.protocol.validation import good_signatures
 from loremesh.testing.builders import ANN, BOB, resigned
 from stories import Sample, chain, signer_of
 
@@ -94,7 +94,7 @@ def _accepting(samples: list[Sample]) -> Samples:
 def _forget_signatures() -> None:
     """Forget what gossip or sync had seen of these blocks and transactions: every signature is checked."""
     _checked.cache_clear()
-    check_signature.cache_clear()
+    good_signatures.clear()
 
 
 def _with_state_root(block: Block) -> bytes:

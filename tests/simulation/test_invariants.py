@@ -105,7 +105,7 @@ async def test_a_lighter_head_than_there_is(watched: Watched) -> None:
     await watched.node.chain.submit_all(fork, None)
     assert not watched.saw("heavier")
     store = watched.node.chain.store
-    canon = store.canon.insert(1, name_of(fork[0])).remove(2).remove(3)
+    canon = store.canon.cut(1).append(name_of(fork[0]))
     light = store._replace(head=name_of(fork[0]), canon=canon)
     watched.node.chain._store = light._replace(max_reorg=0)
     assert not watched.saw("heavier")

@@ -27,6 +27,7 @@ from loremesh.protocol.changes import (
     Waiting,
 )
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
+from loremesh.protocol.path import Path, path_of
 from loremesh.protocol.persistent import Map
 from loremesh.protocol.state import State
 from loremesh.protocol.validation import (
@@ -86,8 +87,8 @@ class Store(NamedTuple):
     head: Hash
     entries: Map[Hash, Entry]
     states: Map[Hash, State]
-    canon: Map[int, Hash]
-    """The canonical path: height to hash, a cache of walking back from the head."""
+    canon: Path
+    """The canonical path, a cache of walking back from the head."""
     beside: Map[int, tuple[Hash, ...]]
     """Of each height the blocks off the canonical path, and some that came back to it; with `canon` all of a height."""
     orphans: Map[Hash, Block]
@@ -127,7 +128,7 @@ def new_store(genesis: Genesis, now: Millis, max_reorg: int | None = None) -> St
         head=story,
         entries=Map({story: Entry(link, story, 0)}),
         states=Map({story: State()}),
-        canon=Map({0: story}),
+        canon=path_of((story,)),
         beside=Map(),
         orphans=Map(),
         orphans_of=Map(),
@@ -331,11 +332,11 @@ def _by(store: Store, producer: PeerId, names: tuple[Hash, ...]) -> list[Hash]:
     return [name for name in names if store.entries[name].link.producer == producer]
 
 
-def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tuple[Hash, ...]], tuple[Change, ...]]:
+def _choose(store: Store, tip: Entry) -> tuple[Hash, Path, Map[int, tuple[Hash, ...]], tuple[Change, ...]]:
     """Give the head, its canonical path and what is beside it once `tip` has joined, and say if that is a change."""
     name, canon, beside = tip.link.hash, store.canon, store.beside
-    if tip.parent == store.head:  # as nearly always, and then the rest would come to the same
-        return name, canon.insert(tip.link.height, name), beside, (HeadMoved(name, (), (name,)),)
+    if tip.parent == store.head != name:  # as nearly always; the genesis is its own parent
+        return name, canon.append(name), beside, (HeadMoved(name, (), (name,)),)
     head = store.tip
     if _weight(tip) <= _weight(head):
         return store.head, canon, _put_beside(beside, tip.link.height, name), ()
@@ -351,10 +352,10 @@ def _choose(store: Store, tip: Entry) -> tuple[Hash, Map[int, Hash], Map[int, tu
     for height in range(head.link.height, entry.link.height, -1):
         abandoned.append(canon[height])
         beside = _put_beside(beside, height, canon[height])
-        canon = canon.remove(height)
+    canon = canon.cut(entry.link.height + 1)
     adopted.reverse()
-    for offset, block_hash in enumerate(adopted, start=1):
-        canon = canon.insert(entry.link.height + offset, block_hash)
+    for block_hash in adopted:
+        canon = canon.append(block_hash)
     return name, canon, beside, (HeadMoved(name, tuple(abandoned), tuple(adopted)),)
 
 
@@ -369,7 +370,7 @@ def _weight(entry: Entry) -> tuple[int, int]:
 
 
 def _recent_states(
-    store: Store, canon: Map[int, Hash], beside: Map[int, tuple[Hash, ...]], changes: tuple[Change, ...]
+    store: Store, canon: Path, beside: Map[int, tuple[Hash, ...]], changes: tuple[Change, ...]
 ) -> Map[Hash, State]:
     """Give the states that are kept when the canonical path becomes `canon`.
 

@@ -15,7 +15,7 @@ from loremesh.errors import Fault, InvalidMessage
 from loremesh.primitives import Hash, Height, Millis, PeerId, Target
 from loremesh.protocol.codec import U64, HashField, PeerIdField, decode, encode, schema
 from loremesh.protocol.fork_choice import Entry, Store
-from loremesh.protocol.genesis import GENESIS_HEIGHT
+from loremesh.protocol.path import path_of
 from loremesh.protocol.persistent import Map
 from loremesh.protocol.state import Author, State, Suggestion, state_of
 from loremesh.protocol.validation import Link
@@ -132,11 +132,10 @@ def on_restore(store: Store, entries: Iterable[Entry], head: Hash, state: State)
     """
     known = {store.story: store.entries[store.story]}
     known.update((entry.link.hash, entry) for entry in entries)
-    canon: dict[int, Hash] = {GENESIS_HEIGHT: store.story}
-    entry = known[head]
-    while not entry.is_genesis:
-        canon[entry.link.height] = entry.link.hash
-        entry = known[entry.parent]
+    names = [head]
+    while names[-1] != store.story:
+        names.append(known[names[-1]].parent)
+    canon = path_of(reversed(names))
     beside: dict[int, tuple[Hash, ...]] = {}
     for name, entry in known.items():
         height = entry.link.height
@@ -146,6 +145,6 @@ def on_restore(store: Store, entries: Iterable[Entry], head: Hash, state: State)
         head=head,
         entries=Map(known),
         states=store.states.insert(head, state),
-        canon=Map(canon),
+        canon=canon,
         beside=Map(beside),
     )

@@ -4,7 +4,6 @@ Source: docs/protocol/block.md, which numbers the rules.
 """
 
 import hashlib
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from loremesh.errors import Fault, InvalidBlock, ProtocolError
@@ -25,6 +24,7 @@ from loremesh.protocol.content.paragraph import check_paragraph
 from loremesh.protocol.genesis import GENESIS_HEIGHT, Genesis, story_id
 from loremesh.protocol.identity import check_peer_id, verify
 from loremesh.protocol.llm import check_serving
+from loremesh.protocol.recent import Recent
 from loremesh.protocol.state import State
 from loremesh.protocol.state_transition import apply
 from loremesh.protocol.transaction import Transaction
@@ -34,6 +34,8 @@ MODEL_WORDS: Final = 16
 
 
 _BARE_BLOCK_BYTES: Final = limit_of(SignedHeader) + limit_of(Content)
+good_signatures: Final = Recent(2048)
+"""In sync a header comes ahead of its block, by so many at most; in gossip a block may come more than once."""
 
 
 class Link(NamedTuple):
@@ -65,7 +67,8 @@ def genesis_link(genesis: Genesis) -> Link:
 def link_of(header: Header, parent: Link, name: Hash | None = None) -> Link:
     """Give the link of a checked header; `name` is its hash where that is known already."""
     took = Millis(header.time - parent.time)
-    return Link(name or header_hash(header), header.height, header.producer, header.time, header.target, took)
+    producer = check_peer_id(header.producer)  # gives one object for all blocks of one producer: links are kept
+    return Link(name or header_hash(header), header.height, producer, header.time, header.target, took)
 
 
 def target_after(genesis: Genesis, parent: Link) -> Target:
@@ -108,16 +111,17 @@ def _check_header(genesis: Genesis, story: StoryId, header: Header, signature: S
     return name
 
 
-# In sync a header comes ahead of its block, in gossip a block may come more than once; the check is pure.
-@lru_cache(maxsize=4096)
 def check_signature(name: Hash, signature: Signature, producer: PeerId) -> None:
     """Check that a block's producer signed it.
 
     Raises:
         InvalidMessage: BAD_KEY or BAD_SIGNATURE.
     """
-    check_peer_id(producer)
-    verify(signature, name, producer)
+    said = hashlib.sha256(name + signature + producer).digest()
+    if said not in good_signatures:
+        check_peer_id(producer)
+        verify(signature, name, producer)
+        good_signatures.add(said)
 
 
 def check_work(genesis: Genesis, story: StoryId, header: Header) -> Hash:
