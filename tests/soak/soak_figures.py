@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Final
 
 import trio
@@ -11,6 +12,8 @@ from loremesh.primitives import MIB
 
 TEN_MINUTES: Final = 600.0
 _PATIENCE: Final = 5.0
+_SPANS: Final = 60
+"""Into which the samples of a trend are put together, at most."""
 _NAMES: Final = {
     "process_resident_memory_bytes": "memory",
     "process_open_fds": "descriptors",
@@ -70,7 +73,7 @@ class Trend:
     last: float
     most: float
     slope: float
-    """By least squares, per 10 minutes."""
+    """Per 10 minutes: the median of the slopes between the medians of spans, after Theil (1950) and Sen (1968)."""
 
 
 def trend(samples: Iterable[tuple[float, float]]) -> Trend | None:
@@ -82,9 +85,19 @@ def trend(samples: Iterable[tuple[float, float]]) -> Trend | None:
     points = list(samples)
     if len(points) < 2:
         return None
-    times, values = zip(*points, strict=True)
-    slope = statistics.linear_regression(times, values).slope * TEN_MINUTES
-    return Trend(values[0], values[-1], max(values), slope)
+    values = [value for _, value in points]
+    return Trend(values[0], values[-1], max(values), _slope(points) * TEN_MINUTES)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Give the slope that peaks do not change, be they high or at one end: while a stranger lies, say."""
+    spans = min(_SPANS, len(points))
+    cuts = [number * len(points) // spans for number in range(spans + 1)]
+    groups = [list(zip(*points[start:end], strict=True)) for start, end in pairwise(cuts)]
+    middles = [(statistics.median(times), statistics.median(values)) for times, values in groups]
+    slopes = [(value - before) / (time - earlier) for (earlier, before), (time, value) in combinations(middles, 2)]
+    middle: float = statistics.median(slopes)
+    return middle
 
 
 def longest_life(samples: Sequence[Sample]) -> list[Sample]:
