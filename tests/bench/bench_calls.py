@@ -20,7 +20,8 @@ from typing import Final
 import openai
 import trio
 
-from calls_backend import CALM, QUICK
+import chat_backend
+from chat_backend import CALM, QUICK
 from durable import Fsyncs
 from harness import BenchError, Row, Samples, Spread, at_least, at_most, compare, measure
 from loremesh.backends.chat import ChatRequest
@@ -86,7 +87,7 @@ class _Delays:
 
 async def _one_executor(folder: Path) -> list[Row]:
     async with AsyncExitStack() as stack:
-        port = stack.enter_context(_backend())
+        port = stack.enter_context(chat_backend.running())
         url = f"http://127.0.0.1:{port}/v1"
         config = _CONFIG.format(backend=port, quick=QUICK, calm=CALM)
         executor = stack.enter_context(_executor(folder, "ann", config))
@@ -156,18 +157,6 @@ def _timed(ask: Callable[[str], object]) -> float:
     before = time.perf_counter()
     trio.from_thread.run(ask, QUICK)  # type: ignore[arg-type]  # each of them is asynchronous
     return time.perf_counter() - before
-
-
-@contextmanager
-def _backend() -> Iterator[int]:
-    with subprocess.Popen(
-        [sys.executable, str(_HERE / "calls_backend.py")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
 
 
 @contextmanager

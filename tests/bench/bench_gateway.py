@@ -2,8 +2,6 @@
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +11,9 @@ from typing import Final
 
 import psutil
 
+import chat_backend
 import litellm_proxy
-from gateway_backend import MODEL
+from chat_backend import SMALL as MODEL
 from harness import BenchError, Goal, Peer, Row, Samples, Side, Spread, at_least, at_most, compare_all, measure, timed
 from http_load import Load, ask
 from nodes import program, running
@@ -68,7 +67,7 @@ def run() -> list[Row]:
     litellm = litellm_proxy.set_up()
     with (
         tempfile.TemporaryDirectory() as folder,
-        _backend() as backend,
+        chat_backend.running() as backend,
         _executor(Path(folder), backend) as (executor, address),
         _gateway(Path(folder), address) as ours,
         litellm_proxy.running(litellm, backend, MODEL) as (port, process),
@@ -147,17 +146,6 @@ def _mib(process: psutil.Process) -> float:
 
 def _one(value: float) -> Spread:
     return Spread(value, value, value)
-
-
-@contextmanager
-def _backend() -> Iterator[int]:
-    command = [sys.executable, str(Path(__file__).parent / "gateway_backend.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
 
 
 @contextmanager

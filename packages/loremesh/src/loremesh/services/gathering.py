@@ -6,7 +6,6 @@ and go out as one. For whom reads the whole answer: all that comes within a whil
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from math import inf
 from typing import Final, TypeVar
 
 import trio
@@ -50,8 +49,11 @@ async def gathering(write: Callable[[Deliver], Awaitable[T]], deliver: Deliver, 
     async def hand_on() -> None:
         try:
             while not waiting.is_over:
-                with trio.move_on_after(inf if leisure is None else leisure.every):
-                    await waiting.wait(1 if leisure is None else MAX_DELTA_BYTES)
+                if leisure is None:
+                    await waiting.wait(1)
+                else:
+                    with trio.move_on_after(leisure.every):
+                        await waiting.wait(MAX_DELTA_BYTES)
                 if text := waiting.take():
                     await deliver(text)
                 if leisure is not None and not waiting.is_over:

@@ -1,22 +1,42 @@
-"""A backend that costs next to nothing: an OpenAI-compatible server with one answer, ready-made, on kept connections.
+"""A backend that costs next to nothing: an OpenAI-compatible server with ready answers, on kept connections.
 
-Usage: python gateway_backend.py. Prints the port it took, and serves until killed.
+Usage: python chat_backend.py. Prints the port it took, and serves until killed. The model `small` gives one answer of
+29 words, whole or as a stream without a pause. `quick` streams 32 words, each the time at which it was sent; `calm`
+pauses 20 ms before each. Clocks of processes on one machine agree: `time.perf_counter` counts from its start.
 """
 
 import contextlib
 import json
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from typing import Final
 
 import trio
 
-MODEL: Final = "small"
+SMALL: Final = "small"
+QUICK: Final = "quick"
+CALM: Final = "calm"
+_TIMES: Final = 32
+_PAUSES: Final = {QUICK: 0.0, CALM: 0.02}
 _ANSWER: Final = (
     "Nobody keeps the lamp; it keeps itself, and on some nights it keeps the sea as well, "
     "which is more than the harbour master ever did for either of them."
 )
 _USAGE: Final = {"prompt_tokens": 20, "completion_tokens": 32, "total_tokens": 52}
-_HEAD: Final = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
+_HEAD: Final = {"id": "chatcmpl-1", "created": 1, "model": SMALL}
+
+
+@contextlib.contextmanager
+def running() -> Iterator[int]:
+    """Run one as a process of its own; give its port."""
+    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def _plain() -> bytes:
@@ -58,16 +78,21 @@ async def _serve(stream: trio.SocketStream) -> None:
             while len(unread) < length:
                 unread += await stream.receive_some()
             body, unread = json.loads(unread[:length] or b"{}"), unread[length:]
-            await _answer(stream, streams=bool(body.get("stream")))
+            await _answer(stream, body.get("model"), streams=bool(body.get("stream")))
 
 
-async def _answer(stream: trio.SocketStream, *, streams: bool) -> None:
+async def _answer(stream: trio.SocketStream, model: str | None, *, streams: bool) -> None:
     if not streams:
         await stream.send_all(_PLAIN)
         return
     await stream.send_all(_START + _chunk({"role": "assistant", "content": ""}))
-    for piece in _PIECES:
-        await stream.send_all(piece)  # one word at a time, as models write
+    if model in _PAUSES:
+        for _ in range(_TIMES):
+            await trio.sleep(_PAUSES[model])
+            await stream.send_all(_chunk({"content": f"{time.perf_counter():.6f} "}))
+    else:
+        for piece in _PIECES:
+            await stream.send_all(piece)  # one word at a time, as models write
     await stream.send_all(_END)
 
 
