@@ -71,7 +71,7 @@ def tree_of(store: Store) -> dict[str, object]:
     return {
         "head": store.head,
         "entries": dict(store.entries),
-        "canon": dict(store.canon),
+        "canon": [store.canon[height] for height in range(len(store.canon))],
         "tips": store.tips,
         "root": store.states[store.head].root,
     }
