@@ -5,12 +5,16 @@ import shlex
 import subprocess
 import sys
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import trio
 from rich.console import Console
 from rich.text import Text
 
+from loremesh.cli.demo_nodes import DemoNode
+from loremesh.cli.demo_show import Show
 from loremesh.cli.present import beside
 from loremesh.cli.tree import block_line
 
@@ -100,6 +104,23 @@ def test_the_next_commands_of_the_demo_can_be_copied_from_a_narrow_terminal() ->
     ]
     node = ["--data-dir", "/srv/a-folder-with-a-name-that-is-rather-long/validator"]
     assert commands[-6][1:] == [*node, "--listen-address", "/ip4/127.0.0.1/tcp/4001"]
+
+
+def test_a_block_that_comes_as_the_demo_stops_is_shown_only_if_the_validator_has_heard_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    validator, executor = (
+        DemoNode(name, Path(), [], f"16Uiu2{name}", cast("trio.Process", None)) for name in ("validator", "executor-1")
+    )
+    nodes, show = [validator, executor], Show(as_json=False)
+    show.race_ends()
+    for node, name in ((executor, "11" * 32), (validator, "22" * 32)):
+        head = {"event": "head", "height": 9, "hash": name, "producer": executor.peer_id, "reorg_depth": 0}
+        show.event(node, head, nodes, "")
+        show.event(node, {"event": "state", "height": 9, "state": "tracker"}, nodes, "")
+    said = capsys.readouterr().out
+    assert "block 9  22222222  won by executor-1" in said
+    assert len(said.splitlines()) == 1
 
 
 def read_all(reading: int) -> str:

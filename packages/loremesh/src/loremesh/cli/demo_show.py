@@ -67,10 +67,12 @@ class Show:
         if self._as_json:
             sys.stdout.write(json.dumps({**event, "node": node.name}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
+        elif self._ending and (node is not nodes[0] or event["event"] != "head"):
+            pass  # what the validator has not heard in time is no part of the story, and it alone is left to tell it
         elif event["event"] == "head" and event["hash"] not in self._shown:
             self._shown.add(event["hash"])
             self._show_block(event, nodes, text)
-        elif event["event"] == "state" and event["height"] and not self._ending:
+        elif event["event"] == "state" and event["height"]:
             now = "is the tracker of the next round" if event["state"] == "tracker" else "is a peer again"
             self._line(f"{node.name} {now}", "dim")
         elif event["event"] == "head" and event["reorg_depth"]:
@@ -134,7 +136,7 @@ class Show:
         self._line(f"all {len(nodes)} nodes have head {nodes[0].head[:8]}, and no lie is in it", "bold green")
 
     def race_ends(self) -> None:
-        """Show no more who is the tracker: nodes that stop are stood in for by those that stop a little later."""
+        """Show from now on no more than the blocks that the validator still hears of; the others are stopped."""
         self._ending = True
 
     def race_is_over(self, validator: DemoNode) -> None:
