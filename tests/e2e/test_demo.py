@@ -1,8 +1,10 @@
 """The demo, as a stranger runs it, and as one who pulls its plugs."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -139,3 +141,25 @@ async def test_whichever_node_of_the_demo_is_killed_the_demo_comes_to_its_end_wi
     }
     agreed = [block["height"] for block in canon["blocks"] if all(block["hash"] in heads for heads in told.values())]
     assert max(agreed) >= 9  # what a miner told of in its very last moment may be its own alone
+
+
+async def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    demo = await trio.lowlevel.open_process(
+        [program("loremesh"), "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment({"TMPDIR": str(tmp_path)}),
+    )
+    assert demo.stdout is not None
+    assert demo.stderr is not None
+    with trio.fail_after(PATIENCE):
+        said = b""
+        while b"validator listens at" not in said:
+            said += await demo.stdout.receive_some()
+        nodes = psutil.Process(demo.pid).children()
+        demo.send_signal(signal.SIGINT)
+        complaint = b"".join([piece async for piece in demo.stderr])
+        assert await demo.wait() == 130
+    assert complaint == b"loremesh: interrupted\n"
+    assert not any(node.is_running() for node in nodes)
+    assert list(await trio.Path(tmp_path).iterdir()) == []
