@@ -19,6 +19,8 @@ from loremesh.testing.node_processes import NodeProcess, running, write_story
 ROUNDS, FULL_ROUNDS = 4, 20
 RESTART = 2.0
 """Seconds of processor to be ready again, beside the imports."""
+PATIENT_RESTART = 10.0
+"""Seconds by the clock beside the imports, for the quickest of several on a machine that others keep busy."""
 
 
 def copy_files(directory: Path, copy: Path) -> None:
@@ -102,3 +104,4 @@ async def test_a_node_killed_at_any_moment_loses_no_head_it_told_of_and_never_si
         f"(most {again[-1]:.2f} s); of the processor {min(used[1:]):.2f} s, of which imports {imports:.2f} s\n"
     )
     assert min(used[1:]) - imports <= RESTART
+    assert min(restarts[1:]) - imports <= PATIENT_RESTART

@@ -17,8 +17,10 @@ from loremesh.storage.lock import LOCK_NAME, locked
 from loremesh.storage.store import DATABASE_NAME
 from loremesh.testing.node_processes import NodeProcess, children_of, running, write_story
 
+IN_TIME: Final = 3.0
 PATIENT: Final = 30.0
-"""Seconds that a stop may take on a machine that others keep busy; on an idle one it takes less than three."""
+"""Seconds that a stop may take, and the most that any takes on a machine that others keep busy."""
+TRIES: Final = 4
 
 Reached = Callable[[NodeProcess, Path], Awaitable[None]]
 
@@ -109,8 +111,22 @@ def silent_listener() -> Iterator[str]:
 
 async def check_stops(
     name: str, reached: Reached, directory: Path, *flags: str, number: signal.Signals = signal.SIGTERM
-) -> None:
-    """Stop a node at a stage; check that it went cleanly, and that the same command works afterwards."""
+) -> Path:
+    """Stop a node at a stage until it goes in time; give the folder that was its own when it did.
+
+    Each time it has to go cleanly, and the same command has to work afterwards. What is late is tried again, since
+    a machine that others keep busy makes any node late; one that is always late fails.
+    """
+    times: list[float] = []
+    while len(times) < TRIES:
+        own = directory / str(len(times))
+        times.append(await _stop(name, reached, own, *flags, number=number))
+        if times[-1] <= IN_TIME:
+            return own
+    pytest.fail(f"{name} stopped when {reached.__name__}: took {times} seconds")
+
+
+async def _stop(name: str, reached: Reached, directory: Path, *flags: str, number: signal.Signals) -> float:
     port = free_port()
     command = (name, "--data-dir", str(directory), "--listen-address", f"/ip4/127.0.0.1/tcp/{port}", *flags)
     async with running(*command) as node:
@@ -125,6 +141,7 @@ async def check_stops(
         pass
     with locked(directory):
         pass
+    return took
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at a process through /proc")
@@ -134,8 +151,7 @@ async def test_a_validator_stopped_at_any_stage_of_its_start_goes_cleanly(
 ) -> None:
     genesis = str(write_story(tmp_path / "story.toml"))
     for stage in STAGES:
-        data = tmp_path / stage.__name__
-        await check_stops("loremesh-validator", stage, data, "--genesis", genesis)
+        data = await check_stops("loremesh-validator", stage, tmp_path / stage.__name__, "--genesis", genesis)
         if full or stage in {key_made, database_made}:
             async with running("loremesh-validator", "--data-dir", str(data), "--genesis", genesis) as node:
                 await node.wait("ready")
