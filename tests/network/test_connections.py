@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -201,6 +202,32 @@ async def test_one_address_has_room_for_so_many_connections(start_node: StartNod
         await node.connect(hub.addresses()[0], PATIENCE)
     with pytest.raises(Unreachable):
         await nodes[2].connect(hub.addresses()[0], PATIENCE)
+
+
+class Queue(AbstractAsyncContextManager[None]):
+    """Stands where those queue who come last; counts them."""
+
+    def __init__(self) -> None:
+        self.came = 0
+
+    async def __aenter__(self) -> None:
+        self.came += 1
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+async def test_the_first_few_from_an_address_are_read_at_once_and_a_crowd_comes_last(start_node: StartNode) -> None:
+    hub = await start_node(NetworkSettings(newcomers_at_once=2))
+    queue = Queue()
+    hub._swarm._newcomers = queue  # type: ignore[assignment]  # entered, no more
+    nodes = [await start_node() for _ in range(3)]
+    for node in nodes[:2]:
+        await node.connect(hub.addresses()[0], PATIENCE)
+        await wait_event(hub, PeerConnected)
+    assert not queue.came
+    await nodes[2].connect(hub.addresses()[0], PATIENCE)
+    await wait_event(hub, PeerConnected)
+    assert queue.came
 
 
 async def test_a_node_does_not_dial_beyond_its_own_limit(start_node: StartNode) -> None:

@@ -1,16 +1,19 @@
 """`upstream/sockets.py`: a socket is asked once for what has come."""
 
 from collections.abc import Callable
+from socket import socketpair as socket_pair
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from loremesh.network.upstream.sockets import BufferedStream
 
 from libp2p.io.exceptions import ConnectionClosedError  # isort: skip
 from libp2p.io.trio import TrioTCPStream  # isort: skip
 
+SECONDS = 2.0
 NewStream = Callable[[trio.SocketStream], TrioTCPStream]
 
 
@@ -75,3 +78,51 @@ async def test_a_broken_socket_raises_and_one_closed_here_has_ended() -> None:
     socket.broken = False
     await stream.close()
     assert await stream.read(1) == b""
+
+
+def last(others: trio.Lock, said: bytes) -> BufferedStream:
+    """Give a stream that comes last, on a real socket at which something has come."""
+    ours, theirs = socket_pair()
+    theirs.sendall(said)
+    theirs.close()
+    stream = BufferedStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    stream.come_last(SECONDS, others)
+    return stream
+
+
+async def test_who_comes_last_is_read_when_nobody_else_wants_anything_and_little_at_a_time(
+    mock_clock: MockClock,
+) -> None:
+    happened: list[str] = []
+
+    async def serve_others() -> None:
+        for _ in range(500):
+            await trio.lowlevel.checkpoint()
+        happened.append("others were served")
+
+    stream = last(trio.Lock(), bytes(2000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_others)
+        piece = await stream.read(2000)
+        happened.append("read")
+    assert happened == ["others were served", "read"]
+    assert 0 < len(piece) < 1000
+    mock_clock.jump(SECONDS)
+    rest = await stream.read(2000)
+    assert len(piece + rest) == 2000
+    await stream.close()
+
+
+async def test_who_comes_last_is_read_after_a_while_though_the_others_never_stop(mock_clock: MockClock) -> None:
+    stream = last(trio.Lock(), b"hello")
+    async with trio.open_nursery() as nursery:
+
+        async def never_stop() -> None:
+            while True:
+                mock_clock.jump(0.001)
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(never_stop)
+        assert await stream.read(5) == b"hello"
+        nursery.cancel_scope.cancel()
+    await stream.close()

@@ -24,7 +24,8 @@ class NetworkSettings:
             turn within `handshake_timeout`.
         max_waiting: Sockets that wait for their turn, half of them of one remote IP address; more are closed at once.
         newcomers_per_second: Handshakes begun with one remote IP address, in the long run.
-        newcomers_at_once: Handshakes begun with it without a pause when there was none for a while.
+        newcomers_at_once: Handshakes begun with it without a pause when there was none for a while; whoever comes while
+            as many connections from it are open is read last for its first seconds.
         max_streams_per_connection: Streams that the other side may hold open.
         max_frame: Bytes of one frame of a call, and of one gossip message with its envelope.
         handshake_timeout: From accepting or dialling to a usable connection.

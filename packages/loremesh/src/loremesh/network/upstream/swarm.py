@@ -56,6 +56,8 @@ _NOWHERE: Final = Multiaddr("/ip4/0.0.0.0/tcp/0")
 _ADDRESSES_TO_TRY: Final = 8
 _SIGN_OF_LIFE: Final = 2.0
 _FAREWELL: Final = 1.5
+_WELCOME: Final = 2.0
+"""Seconds in which a newcomer makes more work than in the minutes after."""
 _LOOK: Final = 0.5
 """Seconds between two looks at whether a connection is idle; also long enough for both sides to have seen both."""
 
@@ -106,6 +108,7 @@ class BoundedSwarm(Swarm):
             burst=settings.newcomers_at_once,
         )
         self._turns = dict[QuicMuxed, Turn]()
+        self._newcomers = trio.Lock()
         self._gate = gate
         self._adding = KeyedLocks[ID]()
         self.open_circuit: Callable[[Endpoint], Awaitable[RawConnection]] = _no_circuit
@@ -187,7 +190,12 @@ class BoundedSwarm(Swarm):
                         if not self.may_enter(address):  # others were first
                             return
                         stack.enter_context(self._counted(address))
-                        muxed = await self.upgrade_inbound_raw_conn(await open_raw(), _NOWHERE)
+                        raw = await open_raw()
+                        if self._inbound[address] > self._settings.newcomers_at_once and isinstance(
+                            raw.stream, BufferedStream
+                        ):
+                            raw.stream.come_last(_WELCOME, self._newcomers)
+                        muxed = await self.upgrade_inbound_raw_conn(raw, _NOWHERE)
                 assert isinstance(muxed, Muxed)  # noqa: S101 - the gate offers nothing else
                 await muxed.event_closed.wait()
             except Exception as error:  # noqa: BLE001 - a stranger sent it: anything may come out of upstream
