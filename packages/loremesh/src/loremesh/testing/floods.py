@@ -51,8 +51,15 @@ class Call:
     """One honest call. Seconds."""
 
     took: float
+    waited: float
+    """Of these the node, or we who called it, waited for a core that others used."""
     work: float
     """What the node worked meanwhile, for whomever: on a machine that others use too, this tells more than `took`."""
+
+    @property
+    def own(self) -> float:
+        """What the call would have taken on a machine of its own, as far as can be told."""
+        return max(self.took - self.waited, self.work)
 
 
 def percentile(values: list[float], share: int) -> float:
@@ -82,17 +89,14 @@ class Watch:
 
     async def call(self) -> Call:
         """Ask the node where it stands, as peers do all the time."""
-        before, began = self._worked(), time.perf_counter()
+        node, we = _scheduled(self.pid), _scheduled(os.getpid())
+        began = time.perf_counter()
         await self.puller.status(self.peer)
         took = time.perf_counter() - began
+        node_then, we_then = _scheduled(self.pid), _scheduled(os.getpid())
         self.memory()
         await trio.sleep(_BETWEEN)
-        return Call(took, self._worked() - before)
-
-    def _worked(self) -> float:
-        # Of the main thread, where everything runs that can hold a call up.
-        spent = Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text(encoding="ascii")
-        return int(spent.split()[0]) / 1e9
+        return Call(took, node_then.waited - node.waited + we_then.waited - we.waited, node_then.worked - node.worked)
 
     async def fill(self, calls: list[Call], until: Callable[[], bool]) -> None:
         """Call again and again."""
@@ -103,6 +107,19 @@ class Watch:
         """Tell how many times as much a percentile is under the flood."""
         with_flood, without = [of(call) for call in self.flooded], [of(call) for call in self.quiet]
         return percentile(with_flood, share) / percentile(without, share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheduled:
+    """Seconds that a process worked, and waited for a core; of its main thread, where all that holds calls up runs."""
+
+    worked: float
+    waited: float
+
+
+def _scheduled(pid: int) -> _Scheduled:
+    worked, waited, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii").split()
+    return _Scheduled(int(worked) / 1e9, int(waited) / 1e9)
 
 
 @asynccontextmanager
@@ -154,13 +171,15 @@ async def flood(watch: Watch, flooder: Path, *arguments: str, look_again: float 
     """Flood a node, and go on calling it, with the flood and without it in turn.
 
     Args:
-        watch: Gets the calls and the memory.
+        watch: Gets the calls and the memory; those of a flood before are forgotten.
         flooder: A program that says `began`, floods, says `done`, and holds on to what it has.
         arguments: For it.
         look_again: Seconds after the flood at which memory is looked at again; it may fall for 30 s more.
     """
     with trio.fail_after(_PATIENCE):
         async with flooding(flooder, *arguments) as (process, done):
+            watch.quiet.clear()
+            watch.flooded.clear()
             while not done.is_set() or min(len(watch.quiet), len(watch.flooded)) < _FEWEST:
                 process.send_signal(signal.SIGSTOP)
                 await trio.sleep(_DRAINED)
