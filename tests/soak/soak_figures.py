@@ -95,9 +95,13 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
     cuts = [number * len(points) // spans for number in range(spans + 1)]
     groups = [list(zip(*points[start:end], strict=True)) for start, end in pairwise(cuts)]
     middles = [(statistics.median(times), statistics.median(values)) for times, values in groups]
-    slopes = [(value - before) / (time - earlier) for (earlier, before), (time, value) in combinations(middles, 2)]
-    middle: float = statistics.median(slopes)
-    return middle
+    slopes = [
+        (value - before) / (time - earlier)
+        for (earlier, before), (time, value) in combinations(middles, 2)
+        if time > earlier  # a sample at rest is there twice
+    ]
+    slope: float = statistics.median(slopes) if slopes else 0.0
+    return slope
 
 
 def longest_life(samples: Sequence[Sample]) -> list[Sample]:
