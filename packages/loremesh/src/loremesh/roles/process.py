@@ -17,6 +17,7 @@ import trio
 
 from loremesh.errors import LoremeshError, MachineError, leaves
 from loremesh.network.settings import NetworkSettings
+from loremesh.roles.memory import find_give_back, keep_memory_small
 from loremesh.roles.node import Node
 
 logger = logging.getLogger("loremesh.process")
@@ -45,6 +46,7 @@ async def run_until_stopped(starts: Sequence[Start]) -> None:
             stopping = trio.CancelScope()
             # Outside the scope that the first signal cancels: the second one must still be heard.
             nursery.start_soon(_heed, signals, nodes, stopping, nursery)
+            nursery.start_soon(keep_memory_small, find_give_back())
             with stopping:
                 async with trio.open_nursery() as running:
                     left = [len(starts)]
