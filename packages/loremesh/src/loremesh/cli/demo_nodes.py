@@ -46,6 +46,12 @@ class DemoNode:
     peers: set[str] = field(default_factory=set)
     ready: trio.Event = field(default_factory=trio.Event)
     stopping: bool = False
+    _producers: dict[int, str] = field(default_factory=dict)
+    """Who wrote its canon, by height, as far as it was told of."""
+
+    def winners(self) -> set[str]:
+        """Give those who wrote its canon below the head, which the next block may still replace."""
+        return {name for height, name in self._producers.items() if height < self.height}
 
     def deny(self, others: Iterable["DemoNode"]) -> None:
         """Tell the node, as an operator would, to have nothing to do with `others`."""
@@ -80,13 +86,20 @@ class DemoNode:
                 self.address = event["addresses"][0]
                 self.ready.set()
             case "head":
-                self.height, self.head = event["height"], event["hash"]
+                self._take_head(event["height"], event["hash"], event["producer"], event["reorg_depth"])
             case "peer" if event["change"] == "joined":
                 self.peers.add(event["peer_id"])
             case "peer":
                 self.peers.discard(event["peer_id"])
             case _:
                 pass
+
+    def _take_head(self, height: int, head: str, producer: str | None, abandoned: int) -> None:
+        common = min(self.height - abandoned, height - 1)
+        self._producers = {at: name for at, name in self._producers.items() if at <= common}
+        if producer is not None:  # the story's beginning has none
+            self._producers[height] = producer
+        self.height, self.head = height, head
 
 
 def program(name: str) -> str:

@@ -6,8 +6,9 @@ generator pretends to think.
 
 import secrets
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -59,12 +60,22 @@ async def play(blocks: int, executors: int, malicious: bool, as_json: bool) -> N
     show = Show(as_json=as_json)
     show.opening(_TITLE, executors)
     try:
-        await _play_in(directory, blocks, executors, malicious, show, as_json=as_json)
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_heed, signals)
+                await _play_in(directory, blocks, executors, malicious, show, as_json=as_json)
+                nursery.cancel_scope.cancel()
     except* KeyboardInterrupt:
         shutil.rmtree(directory, ignore_errors=True)  # nobody was told of it
         raise
     if as_json:
         shutil.rmtree(directory)  # nor here
+
+
+async def _heed(signals: AsyncIterator[int]) -> None:
+    """Turn Ctrl-C into an exception at a place where nothing is half done: Python's own comes between any two lines."""
+    async for _ in signals:
+        raise KeyboardInterrupt
 
 
 async def _play_in(
@@ -156,7 +167,7 @@ class _Course:
         """The validator first."""
         self.story = NO_STORY
         self._show = show
-        self._winners: dict[int, str] = {}
+        self._producers: set[str] = set()
         self._news = trio.Event()
         self._stranger: Stranger | None = None
         self._said, self._to_present = trio.open_memory_channel[tuple[DemoNode, dict[str, Any]] | trio.Event](_BACKLOG)
@@ -166,7 +177,7 @@ class _Course:
         while True:
             async for event in events_of(node):
                 if event["event"] == "head":
-                    self._winners[event["height"]] = event["producer"]
+                    self._producers.add(event["producer"])
                 if self._stranger is not None:
                     self._stranger.take(node, event)
                 if event["event"] == "ready":
@@ -252,7 +263,7 @@ class _Course:
         await self._grow_to(blocks)
         wanted = min(_WINNERS, len(self.nodes) - 1)
         await self._wait(
-            f"{wanted} different winners", lambda: len(self._canon_winners()) >= wanted, 10 * _BLOCK_TIMEOUT
+            f"{wanted} different winners", lambda: len(self.nodes[0].winners()) >= wanted, 10 * _BLOCK_TIMEOUT
         )
         await self._wait("one head everywhere", self._agree, _HEAL_TIMEOUT)
         if self._stranger is not None:
@@ -266,7 +277,7 @@ class _Course:
 
     def _check_no_lie(self) -> None:
         assert self._stranger is not None  # noqa: S101 - asked before
-        if self._stranger.names & self._canon_winners():
+        if self._stranger.names & self._producers:
             raise ServiceError("a block of the stranger is in the canon")
         self._show.unmoved(self.nodes)
 
@@ -329,9 +340,6 @@ class _Course:
 
     def _agree(self) -> bool:
         return len({node.head for node in self.nodes}) == 1
-
-    def _canon_winners(self) -> set[str]:
-        return set(self._winners.values())
 
     def _own_folder(self) -> tuple[str, str]:
         return ("--data-dir", str(self.nodes[0].directory.parent / "reader"))
