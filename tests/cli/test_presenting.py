@@ -123,6 +123,18 @@ def test_a_block_that_comes_as_the_demo_stops_is_shown_only_if_the_validator_has
     assert len(said.splitlines()) == 1
 
 
+def test_in_a_pipe_no_line_of_the_demo_is_filled_with_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    node = DemoNode("executor-1", Path(), [], "16Uiu2one", cast("trio.Process", None))
+    show = Show(as_json=False)
+    head = {"event": "head", "height": 1, "hash": "11" * 32, "producer": node.peer_id, "reorg_depth": 0}
+    show.event(node, head, [node], "A paragraph. " * 20)
+    show.quote("loremesh tree", "0 11111111 The Reef Light\n")
+    show.finale("The Reef Light\n\nA paragraph.\n", Path("run"))
+    said = capsys.readouterr().out
+    assert "          A paragraph. A paragraph." in said
+    assert [line for line in said.splitlines() if line != line.rstrip()] == []
+
+
 def read_all(reading: int) -> str:
     """Read what was written to a terminal that is closed by now."""
     pieces = list[bytes]()

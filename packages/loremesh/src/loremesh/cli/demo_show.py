@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
@@ -149,8 +148,10 @@ class Show:
         """Show a command of the client and what it printed; lines of prose are wrapped, others cut."""
         self._print(Text(f"\n  $ {command}", "bold"))
         for line in output.rstrip().splitlines():
-            shown = Text(line) if is_prose else Text(line, no_wrap=True, overflow="ellipsis")
-            self._print(Padding(shown, (0, 0, 0, 2)))
+            if is_prose:
+                self._indented(line, 2)
+            else:
+                self._print(Text(f"  {line}", no_wrap=True, overflow="ellipsis"))
         self._print(Text())
 
     def finale(self, canon: str, directory: Path) -> None:
@@ -176,7 +177,11 @@ class Show:
         line.append(winner, _COLOURS[number % len(_COLOURS)])
         self._stamp(line)
         if text:
-            self._print(Padding(Text(text), (0, 0, 1, _INDENT)))
+            self._indented(text, _INDENT)
+            self._print(Text())
+
+    def _indented(self, text: str, by: int) -> None:
+        self._print(beside(self._console, Text(" " * by), Text(text)) if text else Text())
 
     def _line(self, text: str, style: str) -> None:
         self._stamp(Text(text, style))
