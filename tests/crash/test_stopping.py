@@ -18,7 +18,7 @@ from loremesh.storage.store import DATABASE_NAME
 from loremesh.testing.node_processes import NodeProcess, children_of, running, write_story
 
 IN_TIME: Final = 3.0
-PATIENT: Final = 30.0
+PATIENT: Final = 10.0
 """Seconds that a stop may take, and the most that any takes on a machine that others keep busy."""
 TRIES: Final = 4
 

@@ -44,7 +44,7 @@ async def test_a_frozen_peer_is_noticed_in_time_comes_back_when_it_thaws_and_its
     assert namesake.told("ready")[0]["peer_id"] == replaced.told("ready")[0]["peer_id"]
     await wait_change(namesake, "joined", watcher)
     await wait_change(watcher, "dead", frozen)
-    assert trio.current_time() - began >= 30  # and at most 36 in virtual time: `services/test_liveness.py`
+    assert 30 <= trio.current_time() - began <= 36 + 2  # two for a machine that is busy with other tests
     replaced.send(signal.SIGKILL)
 
     frozen.send(signal.SIGCONT)

@@ -1,6 +1,7 @@
 """A story by real processes: it grows, it is one, and it outlives any of its nodes."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,7 +99,9 @@ async def test_a_node_that_is_stopped_and_started_again_carries_on(story: Story,
     validator, first, second = story
     await first.wait("head", min_height=3)
     before = first.told("ready")[0]["peer_id"]
+    began = time.monotonic()
     assert await first.end() == 0
+    assert time.monotonic() - began < 3
     assert "Traceback" not in first.log()
     height = first.height
     await second.wait("peer", peer_id=before, change="left")
